@@ -1,0 +1,103 @@
+//! What a controller holds of an executor.
+
+use crate::{CallError, Pending, SetupError};
+use farlink_addr::{ExecutorAddr, PageSize};
+use farlink_wire::functions::Function;
+use farlink_wire::setup::ExecutorInfo;
+use farlink_wire::sps::{Decode, Encode, from_bytes, to_bytes};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// Calls wrapper functions of an executor, in another process or in this one.
+pub trait Caller: Send + Sync {
+    /// Calls the wrapper function at `function` with encoded arguments; gives its encoded result.
+    fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Pending<Result<Vec<u8>, CallError>>;
+}
+
+/// An executor: what it announced, and the means to call it. Cheap to clone.
+#[derive(Clone)]
+pub struct Executor {
+    info: Arc<ExecutorInfo>,
+    page_size: PageSize,
+    caller: Arc<dyn Caller>,
+}
+
+impl Executor {
+    /// Returns the executor that introduced itself with `info` and is reached by `caller`.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the page size it claims is not one.
+    pub fn new(info: ExecutorInfo, caller: Arc<dyn Caller>) -> Result<Self, SetupError> {
+        let page_size = PageSize::new(info.page_size).ok_or(SetupError::BadPageSize(info.page_size))?;
+        Ok(Self { info: Arc::new(info), page_size, caller })
+    }
+
+    /// Returns what the executor announced.
+    #[must_use]
+    pub fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    /// Returns the executor's page size.
+    #[must_use]
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// Returns whether the executor offers `function`.
+    #[must_use]
+    pub fn offers<Args, Ret>(&self, function: Function<Args, Ret>) -> bool {
+        function.find(&self.info).is_some()
+    }
+
+    /// Returns `function` of this executor, ready to be called.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the executor does not offer it.
+    pub fn bind<Args, Ret>(&self, function: Function<Args, Ret>) -> Result<Callee<Args, Ret>, CallError> {
+        let addr = function.find(&self.info).ok_or(CallError::Missing(function.name()))?;
+        Ok(Callee { name: function.name(), addr, caller: Arc::clone(&self.caller), types: PhantomData })
+    }
+
+    /// Returns the address announced under `name`, which is not that of a function.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the executor does not announce it.
+    pub fn object(&self, name: &'static str) -> Result<ExecutorAddr, CallError> {
+        self.info.symbol(name).ok_or(CallError::Missing(name))
+    }
+}
+
+/// A function of an executor.
+pub struct Callee<Args, Ret> {
+    name: &'static str,
+    addr: ExecutorAddr,
+    caller: Arc<dyn Caller>,
+    types: PhantomData<fn(Args) -> Ret>,
+}
+
+impl<Args: Encode, Ret: for<'a> Decode<'a> + Send + 'static> Callee<Args, Ret> {
+    /// Calls the function.
+    pub fn call(&self, args: &Args) -> Pending<Result<Ret, CallError>> {
+        self.call_encoded(to_bytes(args))
+    }
+}
+
+impl<Args, Ret: for<'a> Decode<'a> + Send + 'static> Callee<Args, Ret> {
+    /// Returns the function's address.
+    #[must_use]
+    pub fn addr(&self) -> ExecutorAddr {
+        self.addr
+    }
+
+    /// Calls the function with arguments that have been encoded, for example from borrowed parts.
+    pub fn call_encoded(&self, args: Vec<u8>) -> Pending<Result<Ret, CallError>> {
+        let function = self.name;
+        self.caller
+            .call(self.addr, args)
+            .map(move |result| from_bytes(&result?).map_err(|error| CallError::BadResult { function, error }))
+    }
+}

@@ -1,0 +1,269 @@
+//! Results that may not be there yet.
+//!
+//! A [`Pending`] is waited for (it blocks the thread) or awaited (it is a [`Future`]), without any async runtime.
+//! Adaptors run in whoever waits, so completing one costs its thread no more than a wake-up.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+/// A value that is there already or will be.
+///
+/// Dropping it abandons the result, not the operation.
+#[must_use = "an operation's outcome is only known by waiting for it"]
+pub struct Pending<T>(State<T>);
+
+enum State<T> {
+    Ready(Option<T>),
+    Waiting(Box<dyn Source<T>>),
+}
+
+/// Where a pending value comes from.
+trait Source<T>: Send {
+    fn wait(self: Box<Self>) -> T;
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<T>;
+}
+
+impl<T: Send + 'static> Pending<T> {
+    /// Returns a value that is there already.
+    pub fn ready(value: T) -> Self {
+        Self(State::Ready(Some(value)))
+    }
+
+    /// Returns a pending value and the means to complete it.
+    ///
+    /// If the [`Completer`] is dropped before it is used, the value becomes what `abandoned` returns.
+    pub fn channel(abandoned: fn() -> T) -> (Completer<T>, Self) {
+        let slot = Arc::new(Slot { state: Mutex::new(SlotState::Empty(None)), filled: Condvar::new() });
+        (Completer { slot: Arc::clone(&slot), abandoned }, Self(State::Waiting(Box::new(slot))))
+    }
+
+    /// Blocks until the value is there.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it has been awaited to its end before.
+    pub fn wait(self) -> T {
+        match self.0 {
+            State::Ready(value) => value.expect("a pending value is taken once"),
+            State::Waiting(source) => source.wait(),
+        }
+    }
+
+    /// Applies `f` to the value, in whoever waits for it.
+    pub fn map<U: Send + 'static>(self, f: impl FnOnce(T) -> U + Send + 'static) -> Pending<U> {
+        match self.0 {
+            State::Ready(Some(value)) => Pending::ready(f(value)),
+            _ => Pending(State::Waiting(Box::new(Mapped { inner: Some(self), f: Some(f) }))),
+        }
+    }
+}
+
+impl<T: Send + 'static, E: Send + 'static> Pending<Result<T, E>> {
+    /// Collects the results of several operations: all values in order, or the first error in that order.
+    pub fn all(operations: Vec<Self>) -> Pending<Result<Vec<T>, E>> {
+        let done = Vec::with_capacity(operations.len());
+        Pending(State::Waiting(Box::new(All { operations: operations.into(), done })))
+    }
+}
+
+impl<T: Send + 'static> Future for Pending<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        match &mut self.0 {
+            State::Ready(value) => Poll::Ready(value.take().expect("a future is not polled after its end")),
+            State::Waiting(source) => source.poll(context),
+        }
+    }
+}
+
+impl<T> Unpin for Pending<T> {}
+
+/// Completes a [`Pending`].
+pub struct Completer<T> {
+    slot: Arc<Slot<T>>,
+    abandoned: fn() -> T,
+}
+
+impl<T> Completer<T> {
+    /// Gives the value to whoever waits for it. Only the first call counts.
+    pub fn complete(self, value: T) {
+        self.slot.fill(value);
+    }
+}
+
+impl<T> Drop for Completer<T> {
+    fn drop(&mut self) {
+        if matches!(*self.slot.lock(), SlotState::Empty(_)) {
+            self.slot.fill((self.abandoned)());
+        }
+    }
+}
+
+struct Slot<T> {
+    state: Mutex<SlotState<T>>,
+    filled: Condvar,
+}
+
+enum SlotState<T> {
+    Empty(Option<Waker>),
+    Full(T),
+    Taken,
+}
+
+impl<T> Slot<T> {
+    fn lock(&self) -> MutexGuard<'_, SlotState<T>> {
+        // Nothing that can panic runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fill(&self, value: T) {
+        let mut state = self.lock();
+        if let SlotState::Empty(waker) = &mut *state {
+            let waker = waker.take();
+            *state = SlotState::Full(value);
+            drop(state);
+            self.filled.notify_one();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl<T: Send> Source<T> for Arc<Slot<T>> {
+    fn wait(self: Box<Self>) -> T {
+        let state = self.lock();
+        let empty = |state: &mut SlotState<T>| matches!(state, SlotState::Empty(_));
+        let mut state = self.filled.wait_while(state, empty).unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *state, SlotState::Taken) {
+            SlotState::Full(value) => value,
+            _ => unreachable!("a slot that is not empty is taken by its only owner"),
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<T> {
+        let mut state = self.lock();
+        match &mut *state {
+            SlotState::Empty(waker) => {
+                *waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+            SlotState::Full(_) => match std::mem::replace(&mut *state, SlotState::Taken) {
+                SlotState::Full(value) => Poll::Ready(value),
+                _ => unreachable!("the slot was full"),
+            },
+            SlotState::Taken => panic!("a future is not polled after its end"),
+        }
+    }
+}
+
+struct Mapped<T, F> {
+    inner: Option<Pending<T>>,
+    f: Option<F>,
+}
+
+const TAKEN_ONCE: &str = "a pending value is taken once";
+
+impl<T: Send + 'static, U, F: FnOnce(T) -> U + Send> Source<U> for Mapped<T, F> {
+    fn wait(mut self: Box<Self>) -> U {
+        let f = self.f.take().expect(TAKEN_ONCE);
+        f(self.inner.take().expect(TAKEN_ONCE).wait())
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<U> {
+        let inner = self.inner.as_mut().expect(TAKEN_ONCE);
+        Pin::new(inner).poll(context).map(|value| self.f.take().expect(TAKEN_ONCE)(value))
+    }
+}
+
+struct All<T, E> {
+    operations: std::collections::VecDeque<Pending<Result<T, E>>>,
+    done: Vec<T>,
+}
+
+impl<T: Send + 'static, E: Send + 'static> Source<Result<Vec<T>, E>> for All<T, E> {
+    fn wait(self: Box<Self>) -> Result<Vec<T>, E> {
+        let mut all = *self;
+        // Every operation is waited for, also after one has failed: none is in flight when this returns.
+        let mut failed = None;
+        for operation in all.operations {
+            match operation.wait() {
+                Ok(value) => all.done.push(value),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(all.done), Err)
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Vec<T>, E>> {
+        while let Some(operation) = self.operations.front_mut() {
+            match Pin::new(operation).poll(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(value)) => self.done.push(value),
+            }
+            self.operations.pop_front();
+        }
+        Poll::Ready(Ok(std::mem::take(&mut self.done)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Wake;
+    use std::thread;
+
+    struct Unparker(thread::Thread);
+
+    impl Wake for Unparker {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    fn block_on<T>(mut future: impl Future<Output = T> + Unpin) -> T {
+        let waker = Arc::new(Unparker(thread::current())).into();
+        loop {
+            match Pin::new(&mut future).poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(value) => return value,
+                Poll::Pending => thread::park(),
+            }
+        }
+    }
+
+    /// A value completed by another thread reaches one that blocks and one that awaits, through an adaptor.
+    #[test]
+    fn waits_and_awaits() {
+        for awaited in [false, true] {
+            let (completer, pending) = Pending::channel(|| 0);
+            let worker = thread::spawn(move || completer.complete(20));
+            let pending = pending.map(|value| value + 1);
+            assert_eq!(if awaited { block_on(pending) } else { pending.wait() }, 21);
+            worker.join().unwrap();
+        }
+    }
+
+    /// A completer that is dropped unused leaves the stand-in value, not a hang.
+    #[test]
+    fn abandoned_value_arrives() {
+        let (completer, pending) = Pending::channel(|| "abandoned");
+        drop(completer);
+        assert_eq!(pending.wait(), "abandoned");
+    }
+
+    /// Several operations give all values in order, or the first error, whichever way they are waited for.
+    #[test]
+    fn all_collects_in_order() {
+        let three = |second: Result<u32, &'static str>| {
+            Pending::all(vec![Pending::ready(Ok(1)), Pending::ready(second), Pending::ready(Ok(3))])
+        };
+        assert_eq!(three(Ok(2)).wait(), Ok(vec![1, 2, 3]));
+        assert_eq!(block_on(three(Ok(2))), Ok(vec![1, 2, 3]));
+        assert_eq!(three(Err("no")).wait(), Err("no"));
+        assert_eq!(block_on(three(Err("no"))), Err("no"));
+    }
+}

@@ -1,0 +1,221 @@
+//! Every function that an executor offers, by the name it is announced under, with its types.
+//!
+//! Names of LLVM's are bootstrap symbols. Names that begin `farlink.` are keys of the bootstrap map whose values
+//! are addresses; an executor that is not ours has none of them. Functions marked *19* or *22* belong to the
+//! dialect of that LLVM release only.
+//!
+//! A function taking an `instance` wants the address announced under the service's `_Instance` name, unchanged.
+
+use crate::msg::{FinalizeRequest, LookupName, MainCall, RunInitializers, SharedFinalizeRequest, SymbolDef};
+use crate::setup::ExecutorInfo;
+use crate::sps::{Blob, SpsError, from_bytes};
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
+use std::marker::PhantomData;
+
+/// A wrapper function: the name it is announced under and the types of its arguments and its result.
+pub struct Function<Args, Ret> {
+    name: &'static str,
+    types: PhantomData<fn(Args) -> Ret>,
+}
+
+impl<Args, Ret> Clone for Function<Args, Ret> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<Args, Ret> Copy for Function<Args, Ret> {}
+
+impl<Args, Ret> Function<Args, Ret> {
+    const fn new(name: &'static str) -> Self {
+        Self { name, types: PhantomData }
+    }
+
+    /// Returns the name that the function is announced under.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// Returns the function's address in the executor that introduced itself with `info`.
+    #[must_use]
+    pub fn find(self, info: &ExecutorInfo) -> Option<ExecutorAddr> {
+        if is_own(self.name) { from_bytes(info.value(self.name)?).ok() } else { info.symbol(self.name) }
+            .filter(|addr: &ExecutorAddr| !addr.is_null())
+    }
+
+    /// Announces that the function is at `addr`.
+    pub fn announce(self, addr: ExecutorAddr, info: &mut ExecutorInfo) {
+        if is_own(self.name) {
+            info.set_value(self.name, &addr);
+        } else {
+            info.bootstrap_symbols.push((self.name.to_owned(), addr));
+        }
+    }
+}
+
+fn is_own(name: &str) -> bool {
+    name.starts_with("farlink.")
+}
+
+/// What an operation of a service gives back.
+pub type Expected<T> = Result<T, String>;
+
+macro_rules! functions {
+    ($($(#[$doc:meta])* $const:ident = $name:literal: ($args:ty) -> $ret:ty;)*) => {$(
+        $(#[$doc])*
+        pub const $const: Function<$args, $ret> = Function::new($name);
+    )*};
+}
+
+/// Key of the version of farlink's additions, a u64: see [`FARLINK_VERSION`].
+pub const VERSION_KEY: &str = "farlink.version";
+
+/// The version of farlink's additions to the protocol that this crate describes.
+pub const FARLINK_VERSION: u64 = 1;
+
+/// Key of the executor's process id, a u64.
+pub const PID_KEY: &str = "farlink.pid";
+
+// The shared memory service: ranges that both processes map.
+
+/// Instance of the shared memory service.
+pub const SHARED_INSTANCE: &str = "__llvm_orc_ExecutorSharedMemoryMapperService_Instance";
+
+functions! {
+    /// (instance, bytes): reserves a range; gives its base and the name of the POSIX shared memory object behind it.
+    SHARED_RESERVE = "__llvm_orc_ExecutorSharedMemoryMapperService_Reserve":
+        ((ExecutorAddr, u64)) -> Expected<(ExecutorAddr, String)>;
+    /// (instance, reservation, request): finalizes; gives the key, which is the lowest address.
+    SHARED_INITIALIZE = "__llvm_orc_ExecutorSharedMemoryMapperService_Initialize":
+        ((ExecutorAddr, ExecutorAddr, SharedFinalizeRequest)) -> Expected<ExecutorAddr>;
+    /// (instance, keys): runs dealloc actions, last key first, and gives the memory back to its reservation.
+    SHARED_DEINITIALIZE = "__llvm_orc_ExecutorSharedMemoryMapperService_Deinitialize":
+        ((ExecutorAddr, Vec<ExecutorAddr>)) -> SpsError;
+    /// (instance, bases): ends reservations, with whatever is still allocated in them.
+    SHARED_RELEASE = "__llvm_orc_ExecutorSharedMemoryMapperService_Release":
+        ((ExecutorAddr, Vec<ExecutorAddr>)) -> SpsError;
+    /// (instance, (reservation, request) of each allocation): finalizes all or none; gives their keys.
+    SHARED_INITIALIZE_BATCH = "farlink.shared.initialize_batch":
+        ((ExecutorAddr, Vec<(ExecutorAddr, SharedFinalizeRequest)>)) -> Expected<Vec<ExecutorAddr>>;
+}
+
+/// Instance of the simple memory manager.
+pub const SIMPLE_INSTANCE: &str = "__llvm_orc_SimpleExecutorMemoryManager_Instance";
+
+// The simple memory manager: private memory, whose content arrives in messages.
+functions! {
+    /// (instance, bytes): reserves a range; gives its base.
+    SIMPLE_RESERVE = "__llvm_orc_SimpleExecutorMemoryManager_reserve_wrapper":
+        ((ExecutorAddr, u64)) -> Expected<ExecutorAddr>;
+    /// *22.* (instance, request): copies content in and finalizes; gives the key, which is the lowest address.
+    SIMPLE_INITIALIZE = "__llvm_orc_SimpleExecutorMemoryManager_initialize_wrapper":
+        ((ExecutorAddr, FinalizeRequest<'static>)) -> Expected<ExecutorAddr>;
+    /// *22.* (instance, keys): runs dealloc actions, last key first, and gives the memory back to its reservation.
+    SIMPLE_DEINITIALIZE = "__llvm_orc_SimpleExecutorMemoryManager_deinitialize_wrapper":
+        ((ExecutorAddr, Vec<ExecutorAddr>)) -> SpsError;
+    /// *22.* (instance, bases): ends reservations, with whatever is still allocated in them.
+    SIMPLE_RELEASE = "__llvm_orc_SimpleExecutorMemoryManager_release_wrapper":
+        ((ExecutorAddr, Vec<ExecutorAddr>)) -> SpsError;
+    /// *19.* (instance, request): as initialize, the key being the reservation's base.
+    SIMPLE_FINALIZE = "__llvm_orc_SimpleExecutorMemoryManager_finalize_wrapper":
+        ((ExecutorAddr, FinalizeRequest<'static>)) -> SpsError;
+    /// *19.* (instance, bases): as release.
+    SIMPLE_DEALLOCATE = "__llvm_orc_SimpleExecutorMemoryManager_deallocate_wrapper":
+        ((ExecutorAddr, Vec<ExecutorAddr>)) -> SpsError;
+    /// (instance, request of each allocation): finalizes all or none; gives their keys.
+    SIMPLE_INITIALIZE_BATCH = "farlink.simple.initialize_batch":
+        ((ExecutorAddr, Vec<FinalizeRequest<'static>>)) -> Expected<Vec<ExecutorAddr>>;
+}
+
+/// Instance of the dynamic library manager.
+pub const DYLIB_INSTANCE: &str = "__llvm_orc_SimpleExecutorDylibManager_Instance";
+
+functions! {
+    /// (instance, path, mode): opens a library; an empty path is the process itself, the mode is 0.
+    DYLIB_OPEN = "__llvm_orc_SimpleExecutorDylibManager_open_wrapper":
+        ((ExecutorAddr, String, u64)) -> Expected<ExecutorAddr>;
+    /// *22.* (handle, names): addresses, in the order asked. A required name that is missing has none; another has
+    /// the null address.
+    DYLIB_RESOLVE = "__llvm_orc_SimpleExecutorDylibManager_resolve_wrapper":
+        ((ExecutorAddr, Vec<LookupName>)) -> Expected<Vec<Option<SymbolDef>>>;
+    /// *19.* (instance, handle, names): addresses, in the order asked. A missing name that is required is an error.
+    DYLIB_LOOKUP = "__llvm_orc_SimpleExecutorDylibManager_lookup_wrapper":
+        ((ExecutorAddr, ExecutorAddr, Vec<LookupName>)) -> Expected<Vec<SymbolDef>>;
+    /// (handles, names): the address of each name in the first library that has it.
+    RESOLVE = "farlink.resolve": ((Vec<ExecutorAddr>, Vec<String>)) -> Expected<Vec<Option<ExecutorAddr>>>;
+}
+
+// Calls.
+functions! {
+    /// (main, arguments): calls a function like C's `main`; gives its result. No program name is added.
+    RUN_AS_MAIN = "__llvm_orc_bootstrap_run_as_main_wrapper": (MainCall) -> i64;
+    /// (function): calls an `int32_t f(void)`.
+    RUN_AS_VOID_FUNCTION = "__llvm_orc_bootstrap_run_as_void_function_wrapper": ((ExecutorAddr,)) -> i32;
+    /// (function, argument): calls an `int32_t f(int32_t)`.
+    RUN_AS_INT_FUNCTION = "__llvm_orc_bootstrap_run_as_int_function_wrapper": ((ExecutorAddr, i32)) -> i32;
+    /// Runs initializers, and records what is to be done at the end.
+    RUN_INITIALIZERS = "farlink.run_initializers": (RunInitializers) -> SpsError;
+    /// An action: runs what the object with this `__dso_handle` left for its end, if it has not run.
+    RUN_EXITS = "farlink.run_exits": ((ExecutorAddr,)) -> SpsError;
+    /// Calls `main` on the process's main thread, then `exit` with its result. Answers only if it cannot.
+    RUN_PROGRAM = "farlink.run_program": (MainCall) -> SpsError;
+}
+
+// Actions.
+functions! {
+    /// *22.* Registers an `.eh_frame` section with the unwinder.
+    REGISTER_EH_FRAME = "llvm_orc_registerEHFrameAllocAction": ((ExecutorAddrRange,)) -> SpsError;
+    /// *22.* Undoes [`REGISTER_EH_FRAME`].
+    DEREGISTER_EH_FRAME = "llvm_orc_deregisterEHFrameAllocAction": ((ExecutorAddrRange,)) -> SpsError;
+    /// *19.* Registers an `.eh_frame` section with the unwinder.
+    REGISTER_EH_FRAME_19 = "llvm_orc_registerEHFrameSectionWrapper": ((ExecutorAddrRange,)) -> SpsError;
+    /// *19.* Undoes [`REGISTER_EH_FRAME_19`].
+    DEREGISTER_EH_FRAME_19 = "llvm_orc_deregisterEHFrameSectionWrapper": ((ExecutorAddrRange,)) -> SpsError;
+    /// *22.* (debug object, notify): shows an object to a debugger.
+    REGISTER_GDB = "llvm_orc_registerJITLoaderGDBAllocAction": ((ExecutorAddrRange, bool)) -> SpsError;
+    /// *19.* (debug object, notify): shows an object to a debugger.
+    REGISTER_GDB_19 = "llvm_orc_registerJITLoaderGDBWrapper": ((ExecutorAddrRange, bool)) -> SpsError;
+}
+
+// Memory of the executor. Results are plain: an address that cannot be accessed has no encoding but failure.
+functions! {
+    /// (address, value) of each write.
+    WRITE_UINT8S = "__llvm_orc_bootstrap_mem_write_uint8s_wrapper": ((Vec<(ExecutorAddr, u8)>,)) -> ();
+    /// (address, value) of each write.
+    WRITE_UINT16S = "__llvm_orc_bootstrap_mem_write_uint16s_wrapper": ((Vec<(ExecutorAddr, u16)>,)) -> ();
+    /// (address, value) of each write.
+    WRITE_UINT32S = "__llvm_orc_bootstrap_mem_write_uint32s_wrapper": ((Vec<(ExecutorAddr, u32)>,)) -> ();
+    /// (address, value) of each write.
+    WRITE_UINT64S = "__llvm_orc_bootstrap_mem_write_uint64s_wrapper": ((Vec<(ExecutorAddr, u64)>,)) -> ();
+    /// *22.* (address, pointer) of each write.
+    WRITE_POINTERS = "__llvm_orc_bootstrap_mem_write_pointers_wrapper":
+        ((Vec<(ExecutorAddr, ExecutorAddr)>,)) -> ();
+    /// (address, bytes) of each write.
+    WRITE_BUFFERS = "__llvm_orc_bootstrap_mem_write_buffers_wrapper":
+        ((Vec<(ExecutorAddr, Blob<'static>)>,)) -> ();
+    /// *22.* The value at each address.
+    READ_UINT8S = "__llvm_orc_bootstrap_mem_read_uint8s_wrapper": ((Vec<ExecutorAddr>,)) -> Vec<u8>;
+    /// *22.* The value at each address.
+    READ_UINT16S = "__llvm_orc_bootstrap_mem_read_uint16s_wrapper": ((Vec<ExecutorAddr>,)) -> Vec<u16>;
+    /// *22.* The value at each address.
+    READ_UINT32S = "__llvm_orc_bootstrap_mem_read_uint32s_wrapper": ((Vec<ExecutorAddr>,)) -> Vec<u32>;
+    /// *22.* The value at each address.
+    READ_UINT64S = "__llvm_orc_bootstrap_mem_read_uint64s_wrapper": ((Vec<ExecutorAddr>,)) -> Vec<u64>;
+    /// *22.* The pointer at each address.
+    READ_POINTERS = "__llvm_orc_bootstrap_mem_read_pointers_wrapper":
+        ((Vec<ExecutorAddr>,)) -> Vec<ExecutorAddr>;
+    /// *22.* The bytes in each range.
+    READ_BUFFERS = "__llvm_orc_bootstrap_mem_read_buffers_wrapper":
+        ((Vec<ExecutorAddrRange>,)) -> Vec<Vec<u8>>;
+    /// *22.* The C string at each address, without its NUL.
+    READ_STRINGS = "__llvm_orc_bootstrap_mem_read_strings_wrapper": ((Vec<ExecutorAddr>,)) -> Vec<Vec<u8>>;
+}
+
+// Calls from the executor to the controller.
+
+/// What to pass to [`DISPATCH_FN`] as its context.
+pub const DISPATCH_CONTEXT: &str = "__llvm_orc_SimpleRemoteEPC_dispatch_ctx";
+
+/// A C function of the executor through which linked code calls the controller.
+pub const DISPATCH_FN: &str = "__llvm_orc_SimpleRemoteEPC_dispatch_fn";
