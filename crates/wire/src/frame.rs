@@ -6,6 +6,16 @@
 //! | 8 | opcode | Setup 0, Hangup 1, Result 2, Call 3 |
 //! | 16 | sequence | number of the call that a Call makes or a Result answers; 0 in Setup and Hangup |
 //! | 24 | tag | Call: the address to call. Result: 0 for a value, 1 for an out-of-band error (see [`RESULT_ERROR`]) |
+//!
+//! ```
+//! use farlink_addr::ExecutorAddr;
+//! use farlink_wire::frame::{Header, Opcode};
+//!
+//! let call = Header { opcode: Opcode::Call, sequence: 7, tag: ExecutorAddr::new(0x1000), payload_bytes: 24 };
+//! let bytes = call.to_bytes();
+//! assert_eq!(bytes[0], 56);
+//! assert_eq!(Header::parse(&bytes), Ok(call));
+//! ```
 
 use farlink_addr::ExecutorAddr;
 

@@ -14,6 +14,17 @@
 //! | `Result<T, String>` | Expected | 1 has a value, then the value, else the text |
 //!
 //! Decoders read what they need; [`from_bytes`] ignores what follows, as LLVM's do.
+//!
+//! ```
+//! use farlink_addr::ExecutorAddr;
+//! use farlink_wire::sps::{DecodeError, from_bytes, to_bytes};
+//!
+//! let bytes = to_bytes(&(ExecutorAddr::new(0x1000), "abc"));
+//! assert_eq!(bytes, b"\0\x10\0\0\0\0\0\0\x03\0\0\0\0\0\0\0abc");
+//! let (addr, text): (ExecutorAddr, String) = from_bytes(&bytes)?;
+//! assert_eq!((addr.as_u64(), text.as_str()), (0x1000, "abc"));
+//! # Ok::<(), DecodeError>(())
+//! ```
 
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use std::borrow::Cow;
@@ -234,7 +245,9 @@ impl<'a, T: Decode<'a>> Decode<'a> for Vec<T> {
         if count > left / min_bytes {
             return Err(DecodeError::SequenceTooLong { count, min_bytes, left });
         }
-        let mut elements = Vec::with_capacity(count as usize);
+        // An element may be larger here than its encoding. Memory is taken at first for what the bytes are worth.
+        let affordable = left as usize / size_of::<T>().max(1);
+        let mut elements = Vec::with_capacity(affordable.min(count as usize));
         for _ in 0..count {
             elements.push(T::decode(input)?);
         }
