@@ -1,11 +1,335 @@
-//! stub
-/// stub
-pub struct Endpoint;
-/// stub
-pub trait Handler {}
-/// stub
-pub struct Limits;
-/// stub
-pub fn accept() {}
-/// stub
-pub fn connect() {}
+//! One end of a connection.
+//!
+//! Both ends are alike after the Setup message. Each has one thread that reads and gives results to those who wait
+//! for them, and threads made on demand that serve the peer's calls. The reader runs no handler and writes nothing,
+//! so a peer that is slow to read, or a handler that calls back, holds nothing else up.
+//!
+//! The threads share a `Session`, not the endpoint: dropping the last clone of an [`Endpoint`] closes it.
+
+use crate::frames::{FrameEnd, FrameReader};
+use crate::pool::{Job, MAX_REFUSED, Submitted};
+use crate::session::Session;
+use crate::transport::{Link, LinkError, Transport};
+use crate::{CallError, Caller, Disconnected, Pending, SetupError};
+use farlink_addr::ExecutorAddr;
+use farlink_wire::frame::{HEADER_BYTES, Header, MAX_FRAME_BYTES, Opcode, RESULT_ERROR, RESULT_VALUE};
+use farlink_wire::functions::VERSION_KEY;
+use farlink_wire::setup::ExecutorInfo;
+use farlink_wire::sps::{Blob, SpsError, from_bytes, to_bytes};
+use std::any::Any;
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{fmt, io, thread};
+
+/// Stack of a thread that serves calls, in bytes: what Linux gives a program's first thread.
+const WORKER_STACK_BYTES: usize = 8 << 20;
+
+/// How long hanging up waits for a peer that does not read.
+const HANGUP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Serves the calls of the peer.
+pub trait Handler: Send + Sync + 'static {
+    /// Serves a call: `function` is the address that was called, as the peer gave it.
+    ///
+    /// Runs on a thread of its own, beside others, and may itself call the peer. A panic is an error like any other
+    /// to the peer.
+    ///
+    /// # Errors
+    ///
+    /// The text of an out-of-band error: the call could not be made or understood. An operation that failed says so
+    /// in its result.
+    fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Result<Vec<u8>, String>;
+}
+
+/// What can be chosen about an endpoint.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long to wait for the peer in [`connect`] and [`accept`]. 30 s unless set.
+    pub setup_timeout: Duration,
+    /// Calls of the peer's that may run at once, each on a thread. One above that gets an out-of-band error. 1024
+    /// unless set.
+    pub max_concurrent_calls: usize,
+    /// Whether the peer is known to understand Results that carry an out-of-band error, as farlink does and LLVM 19
+    /// and 22 do not; these get an empty value instead. Not unless set, but [`connect`] recognizes farlink's
+    /// executor by itself.
+    pub out_of_band_results: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { setup_timeout: Duration::from_secs(30), max_concurrent_calls: 1024, out_of_band_results: false }
+    }
+}
+
+/// Opens a session with the executor at the other end, which must introduce itself. The controller's side.
+///
+/// # Errors
+///
+/// Fails if the executor does not introduce itself in time, or not as the protocol demands.
+pub fn connect(
+    transport: Transport,
+    handler: Arc<dyn Handler>,
+    options: Options,
+) -> Result<(Endpoint, ExecutorInfo), SetupError> {
+    let failed = |error: io::Error| SetupError::Disconnected(Disconnected::Io(Arc::new(error)));
+    let link = Arc::new(Link::new(transport).map_err(failed)?);
+    let mut frames = FrameReader::new(Arc::clone(&link), Instant::now().checked_add(options.setup_timeout));
+    let info = match frames.next() {
+        Ok((header, payload)) => read_setup(header, &payload)?,
+        Err(FrameEnd::Invalid(error)) => return Err(SetupError::Invalid(error.to_string())),
+        Err(FrameEnd::Ended(reason)) => return Err(reason.into()),
+        Err(FrameEnd::TimedOut) => return Err(SetupError::TimedOut(options.setup_timeout)),
+    };
+    frames.set_deadline(None);
+    let out_of_band_results = options.out_of_band_results || info.value(VERSION_KEY).is_some();
+    let options = Options { out_of_band_results, ..options };
+    let endpoint = start(link, frames, Role::Controller, handler, &options).map_err(failed)?;
+    Ok((endpoint, info))
+}
+
+/// Opens a session with the controller at the other end by introducing this process with `info`. The executor's
+/// side.
+///
+/// # Errors
+///
+/// Fails if the controller does not take the message in time.
+pub fn accept(
+    transport: Transport,
+    info: &ExecutorInfo,
+    handler: Arc<dyn Handler>,
+    options: Options,
+) -> io::Result<Endpoint> {
+    let link = Arc::new(Link::new(transport)?);
+    let payload = to_bytes(info);
+    let payload_bytes = payload.len() as u64;
+    if payload_bytes > MAX_FRAME_BYTES - HEADER_BYTES as u64 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the Setup message is longer than a message can be"));
+    }
+    let header = Header { opcode: Opcode::Setup, sequence: 0, tag: ExecutorAddr::NULL, payload_bytes };
+    let deadline = Instant::now().checked_add(options.setup_timeout);
+    link.write(&header.to_bytes(), &payload, deadline).map_err(|error| match error {
+        LinkError::TimedOut => io::ErrorKind::TimedOut.into(),
+        LinkError::Gone | LinkError::Closed => io::ErrorKind::BrokenPipe.into(),
+        LinkError::Io(error) => io::Error::from(error),
+    })?;
+    let frames = FrameReader::new(Arc::clone(&link), None);
+    start(link, frames, Role::Executor, handler, &options)
+}
+
+/// Checks the first message.
+fn read_setup(header: Header, payload: &[u8]) -> Result<ExecutorInfo, SetupError> {
+    let invalid = |text: String| Err(SetupError::Invalid(text));
+    match header.opcode {
+        Opcode::Setup => {}
+        Opcode::Hangup => return Err(hangup_reason(payload).into()),
+        other => return invalid(format!("it is a {other:?} message")),
+    }
+    if header.sequence != 0 || !header.tag.is_null() {
+        return invalid(format!("its sequence number is {} and its tag {}, not 0", header.sequence, header.tag));
+    }
+    let info: ExecutorInfo = from_bytes(payload).map_err(|error| SetupError::Invalid(error.to_string()))?;
+    let keys = info.bootstrap_map.iter().map(|(key, _)| key);
+    let symbols = info.bootstrap_symbols.iter().map(|(name, _)| name);
+    if let Some(name) = first_duplicate(keys).or_else(|| first_duplicate(symbols)) {
+        return invalid(format!("{name:?} is announced twice"));
+    }
+    Ok(info)
+}
+
+fn first_duplicate<'a>(names: impl Iterator<Item = &'a String>) -> Option<&'a String> {
+    let mut known = HashSet::new();
+    names.into_iter().find(|name| !known.insert(*name))
+}
+
+/// One end of a connection. Cheap to clone; when the last clone is dropped the connection is closed.
+#[derive(Clone)]
+pub struct Endpoint(Arc<Owner>);
+
+struct Owner(Arc<Session>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.close(Disconnected::Local);
+    }
+}
+
+impl Endpoint {
+    /// Calls `function` of the peer with encoded arguments; gives its encoded result.
+    ///
+    /// Blocks while the connection is full, until the peer reads or the connection is closed.
+    pub fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Pending<Result<Vec<u8>, CallError>> {
+        self.0.0.call(function, &args)
+    }
+
+    /// Tells the peer that the session ends, and whether in order, then closes the connection. A peer that does not
+    /// read is given a second.
+    pub fn hang_up(&self, reason: Result<(), String>) {
+        self.0.0.hang_up(reason, Instant::now() + HANGUP_PATIENCE);
+    }
+
+    /// Closes the connection without a word to the peer. Calls fail with `reason` from now on. What has arrived
+    /// already is still delivered; the calls that are pending then fail with `reason`.
+    ///
+    /// Does not wait for that: see [`wait_disconnected`](Self::wait_disconnected). Without effect if the connection
+    /// has ended or another reason was given before.
+    pub fn close(&self, reason: Disconnected) {
+        self.0.0.close(reason);
+    }
+
+    /// Returns why the connection has ended, or is about to because this end has closed it. `None` while it is open.
+    #[must_use]
+    pub fn disconnected(&self) -> Option<Disconnected> {
+        self.0.0.disconnected()
+    }
+
+    /// Waits until the connection has ended: its descriptors are closed and no call is pending. Returns the reason.
+    ///
+    /// Calls of the peer's may still be running: see [`wait_quiet`](Self::wait_quiet).
+    pub fn wait_disconnected(&self) -> Disconnected {
+        self.0.0.wait_disconnected()
+    }
+
+    /// Waits until no call of the peer's is running, for at most `timeout`; returns whether that is so.
+    ///
+    /// A process whose connection has ended uses it before it takes down what those calls may be using.
+    #[must_use]
+    pub fn wait_quiet(&self, timeout: Duration) -> bool {
+        self.0.0.pool.wait_quiet(timeout)
+    }
+}
+
+impl Caller for Endpoint {
+    fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Pending<Result<Vec<u8>, CallError>> {
+        self.call(function, args)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("disconnected", &self.disconnected()).finish_non_exhaustive()
+    }
+}
+
+/// Which side of a session this is. Only the executor's may send Setup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Controller,
+    Executor,
+}
+
+fn start(
+    link: Arc<Link>,
+    frames: FrameReader,
+    role: Role,
+    handler: Arc<dyn Handler>,
+    options: &Options,
+) -> io::Result<Endpoint> {
+    let session = Arc::new(Session::new(&link, options.max_concurrent_calls, options.out_of_band_results));
+    let mut reader = Reader { frames, role, session: Arc::clone(&session), handler };
+    thread::Builder::new().name("farlink-reader".to_owned()).spawn(move || {
+        let found = reader.run();
+        let Reader { frames, session, handler, .. } = reader;
+        drop(frames);
+        session.end(link, found);
+        drop(handler);
+    })?;
+    Ok(Endpoint(Arc::new(Owner(session))))
+}
+
+/// The thread that reads.
+struct Reader {
+    frames: FrameReader,
+    role: Role,
+    session: Arc<Session>,
+    handler: Arc<dyn Handler>,
+}
+
+impl Reader {
+    /// Delivers messages until there are no more; returns why.
+    fn run(&mut self) -> Disconnected {
+        loop {
+            let (header, payload) = match self.frames.next() {
+                Ok(message) => message,
+                Err(end) => return end.into(),
+            };
+            if let Err(reason) = self.deliver(header, payload) {
+                return reason;
+            }
+        }
+    }
+
+    fn deliver(&self, header: Header, payload: Vec<u8>) -> Result<(), Disconnected> {
+        match header.opcode {
+            Opcode::Result => self.deliver_result(header, payload),
+            Opcode::Call => self.deliver_call(Job { sequence: header.sequence, function: header.tag, args: payload }),
+            Opcode::Hangup => Err(hangup_reason(&payload)),
+            Opcode::Setup => Err(Disconnected::Protocol(match self.role {
+                Role::Controller => "a second Setup message".to_owned(),
+                Role::Executor => "a Setup message from a controller".to_owned(),
+            })),
+        }
+    }
+
+    fn deliver_result(&self, header: Header, payload: Vec<u8>) -> Result<(), Disconnected> {
+        let sequence = header.sequence;
+        let result = match header.tag.as_u64() {
+            RESULT_VALUE => Ok(payload),
+            RESULT_ERROR => {
+                let text: Blob<'_> = from_bytes(&payload).map_err(|error| {
+                    Disconnected::Protocol(format!("the error in the Result message for call {sequence}: {error}"))
+                })?;
+                Err(CallError::OutOfBand(String::from_utf8_lossy(&text.0).into_owned()))
+            }
+            other => {
+                let text = format!("a Result message for call {sequence} of unknown kind {other}");
+                return Err(Disconnected::Protocol(text));
+            }
+        };
+        self.session.complete(sequence, result)
+    }
+
+    fn deliver_call(&self, job: Job) -> Result<(), Disconnected> {
+        let mut submitted = self.session.pool.submit(job);
+        if submitted == Submitted::NeedsWorker && self.spawn_worker().is_err() {
+            submitted = self.session.pool.worker_failed();
+        }
+        match submitted {
+            Submitted::Overrun => Err(Disconnected::Protocol(format!(
+                "a Call message, while {MAX_REFUSED} refused calls wait to be answered"
+            ))),
+            Submitted::NeedsRefuser => self.spawn_refuser().map_err(|error| Disconnected::Io(Arc::new(error))),
+            Submitted::Taken | Submitted::NeedsWorker => Ok(()),
+        }
+    }
+
+    fn spawn_worker(&self) -> io::Result<()> {
+        let (session, handler) = (Arc::clone(&self.session), Arc::clone(&self.handler));
+        let run = move |job: Job| {
+            catch_unwind(AssertUnwindSafe(|| handler.call(job.function, job.args)))
+                .unwrap_or_else(|panic| Err(format!("the handler panicked: {}", panic_text(&*panic))))
+        };
+        let worker = thread::Builder::new().name("farlink-call".to_owned()).stack_size(WORKER_STACK_BYTES);
+        worker.spawn(move || session.work(run)).map(drop)
+    }
+
+    fn spawn_refuser(&self) -> io::Result<()> {
+        let session = Arc::clone(&self.session);
+        let refuser = thread::Builder::new().name("farlink-refuse".to_owned());
+        refuser.spawn(move || session.refuse()).map(drop)
+    }
+}
+
+fn hangup_reason(payload: &[u8]) -> Disconnected {
+    match from_bytes(payload) {
+        Ok(SpsError(Ok(()))) => Disconnected::Hangup,
+        Ok(SpsError(Err(text))) => Disconnected::HangupWithError(text),
+        Err(error) => Disconnected::Protocol(format!("the reason in a Hangup message: {error}")),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
+}

@@ -1,0 +1,232 @@
+//! The threads that serve the peer's calls.
+//!
+//! Every call that is accepted gets a thread at once, because a handler may wait for another call of the peer's:
+//! idle threads are used first, else one is made. A call above the limit is refused, by a thread that does nothing
+//! else, so neither the reader nor a handler is held up by a peer that does not read its answers.
+//!
+//! Two numbers are bounded by the limit: calls that wait or run, which the peer may count on, and threads. A thread
+//! that is writing a result has left the first but not the second, so an accepted call waits at most for results
+//! being written.
+
+use farlink_addr::ExecutorAddr;
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a thread without work is kept.
+const IDLE_TIME: Duration = Duration::from_secs(5);
+
+/// Refused calls that may wait for their answers to be written. A peer beyond that makes calls without reading.
+pub(crate) const MAX_REFUSED: usize = 1 << 16;
+
+/// A call of the peer's.
+pub(crate) struct Job {
+    pub(crate) sequence: u64,
+    pub(crate) function: ExecutorAddr,
+    pub(crate) args: Vec<u8>,
+}
+
+/// What is to be done about a call that has been submitted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Submitted {
+    /// Nothing: an idle thread has been woken, or a busy one will take it.
+    Taken,
+    /// A thread must be made that runs the jobs.
+    NeedsWorker,
+    /// The call is refused and a thread must be made that answers refused calls.
+    NeedsRefuser,
+    /// The call is refused; more are than a peer can have that reads its answers.
+    Overrun,
+}
+
+/// Jobs and the threads that wait for them.
+pub(crate) struct Pool {
+    limit: usize,
+    state: Mutex<State>,
+    work: Condvar,
+    quiet: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Job>,
+    /// Calls accepted and not finished: those in the queue and those that run.
+    calls: usize,
+    /// All threads but the one that refuses.
+    workers: usize,
+    /// Threads that wait for work.
+    idle: usize,
+    refused: VecDeque<u64>,
+    has_refuser: bool,
+    closed: bool,
+}
+
+impl Pool {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { limit, state: Mutex::default(), work: Condvar::new(), quiet: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Accepts or refuses a call. The reader's part.
+    pub(crate) fn submit(&self, job: Job) -> Submitted {
+        let mut state = self.lock();
+        if state.calls >= self.limit {
+            return state.refuse(job.sequence);
+        }
+        state.calls += 1;
+        state.queue.push_back(job);
+        if state.idle >= state.queue.len() {
+            self.work.notify_one();
+            Submitted::Taken
+        } else if state.workers < self.limit {
+            state.workers += 1;
+            Submitted::NeedsWorker
+        } else {
+            Submitted::Taken
+        }
+    }
+
+    /// Takes note that the thread asked for last could not be made. Its call is refused, unless another thread
+    /// has taken it meanwhile.
+    pub(crate) fn worker_failed(&self) -> Submitted {
+        let mut state = self.lock();
+        state.workers -= 1;
+        match state.queue.pop_back() {
+            Some(job) => {
+                state.calls -= 1;
+                state.refuse(job.sequence)
+            }
+            None => Submitted::Taken,
+        }
+    }
+
+    /// Waits for a job. `None` tells the calling worker to end: there has been none for long, or there will be none.
+    pub(crate) fn next_job(&self) -> Option<Job> {
+        let mut state = self.lock();
+        let deadline = Instant::now() + IDLE_TIME;
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                return Some(job);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.closed || left.is_zero() {
+                state.workers -= 1;
+                return None;
+            }
+            state.idle += 1;
+            state = self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.idle -= 1;
+        }
+    }
+
+    /// Takes note that a job's handler has returned.
+    pub(crate) fn finish_job(&self) {
+        let mut state = self.lock();
+        state.calls -= 1;
+        if state.calls == 0 {
+            self.quiet.notify_all();
+        }
+    }
+
+    /// Returns the number of the next refused call. `None` tells the refuser to end.
+    pub(crate) fn next_refused(&self) -> Option<u64> {
+        let mut state = self.lock();
+        let next = state.refused.pop_front();
+        state.has_refuser = next.is_some();
+        next
+    }
+
+    /// Lets the threads end when the calls that have been accepted are finished.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.refused = VecDeque::new();
+        self.work.notify_all();
+    }
+
+    /// Waits until no call is running, for at most `timeout`; returns whether that is so.
+    pub(crate) fn wait_quiet(&self, timeout: Duration) -> bool {
+        let busy = |state: &mut State| state.calls > 0;
+        let waited = self.quiet.wait_timeout_while(self.lock(), timeout, busy);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
+impl State {
+    fn refuse(&mut self, sequence: u64) -> Submitted {
+        if self.refused.len() >= MAX_REFUSED {
+            return Submitted::Overrun;
+        }
+        self.refused.push_back(sequence);
+        if self.has_refuser {
+            return Submitted::Taken;
+        }
+        self.has_refuser = true;
+        Submitted::NeedsRefuser
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(sequence: u64) -> Job {
+        Job { sequence, function: ExecutorAddr::NULL, args: Vec::new() }
+    }
+
+    /// Calls up to the limit each get a thread; the next is refused, and accepted again after one has finished.
+    #[test]
+    fn the_limit_holds() {
+        let pool = Pool::new(2);
+        assert_eq!(pool.submit(job(0)), Submitted::NeedsWorker);
+        assert_eq!(pool.submit(job(1)), Submitted::NeedsWorker);
+        assert_eq!(pool.submit(job(2)), Submitted::NeedsRefuser);
+        assert_eq!(pool.submit(job(3)), Submitted::Taken);
+        assert_eq!([pool.next_refused(), pool.next_refused(), pool.next_refused()], [Some(2), Some(3), None]);
+        assert_eq!(pool.next_job().unwrap().sequence, 0);
+        pool.finish_job();
+        // Both threads exist, so the call waits for one of them.
+        assert_eq!(pool.submit(job(4)), Submitted::Taken);
+        assert_eq!(pool.next_job().unwrap().sequence, 1);
+        assert_eq!(pool.next_job().unwrap().sequence, 4);
+    }
+
+    /// A thread that cannot be made costs the call it was for, not the others.
+    #[test]
+    fn a_failed_thread_refuses_its_call() {
+        let pool = Pool::new(2);
+        assert_eq!(pool.submit(job(0)), Submitted::NeedsWorker);
+        assert_eq!(pool.submit(job(1)), Submitted::NeedsWorker);
+        assert_eq!(pool.worker_failed(), Submitted::NeedsRefuser);
+        assert_eq!(pool.next_refused(), Some(1));
+        assert_eq!(pool.next_job().unwrap().sequence, 0);
+        assert!(!pool.wait_quiet(Duration::ZERO));
+        pool.finish_job();
+        assert!(pool.wait_quiet(Duration::ZERO));
+    }
+
+    /// Refusals that nobody reads do not pile up without end.
+    #[test]
+    fn refusals_are_bounded() {
+        let pool = Pool::new(0);
+        assert_eq!(pool.submit(job(0)), Submitted::NeedsRefuser);
+        for sequence in 1..MAX_REFUSED as u64 {
+            assert_eq!(pool.submit(job(sequence)), Submitted::Taken);
+        }
+        assert_eq!(pool.submit(job(0)), Submitted::Overrun);
+    }
+
+    /// After closing, accepted calls are still handed out, then the threads end.
+    #[test]
+    fn closing_finishes_the_queue() {
+        let pool = Pool::new(2);
+        pool.submit(job(7));
+        pool.close();
+        assert_eq!(pool.next_job().unwrap().sequence, 7);
+        assert!(pool.next_job().is_none());
+    }
+}

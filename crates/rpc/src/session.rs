@@ -1,0 +1,292 @@
+//! What the threads of an endpoint share: the calls that wait for results, the turn to write, and how it all ends.
+//!
+//! A session ends once, in the reader thread, whoever causes it: `close` only says why and wakes the reader, which
+//! first delivers what has arrived. Then, in this order: new calls fail, the descriptors are closed, pending calls
+//! complete with the reason, and those who wait for the end are told.
+
+use crate::pool::{Job, Pool};
+use crate::transport::{Link, LinkError};
+use crate::{CallError, Completer, Disconnected, Pending};
+use farlink_addr::ExecutorAddr;
+use farlink_wire::frame::{HEADER_BYTES, Header, MAX_FRAME_BYTES, Opcode, RESULT_ERROR, RESULT_VALUE};
+use farlink_wire::sps::{SpsError, to_bytes};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+type CallResult = Result<Vec<u8>, CallError>;
+
+/// The shared state of an endpoint.
+pub(crate) struct Session {
+    pub(crate) pool: Pool,
+    state: Mutex<State>,
+    ended: Condvar,
+    turn: Mutex<Turn>,
+    turn_free: Condvar,
+    /// Whether the peer understands Results that carry an error.
+    out_of_band_results: bool,
+}
+
+struct State {
+    phase: Phase,
+    next_sequence: u64,
+    pending: HashMap<u64, Completer<CallResult>>,
+}
+
+enum Phase {
+    Open(Arc<Link>),
+    /// This end is telling the peer that the session ends, and then closes.
+    HangingUp(Arc<Link>),
+    /// A write has failed. The reader is reading what the peer had sent before; calls wait for what it finds.
+    PeerGone(Arc<Link>, Disconnected),
+    /// This end has closed. The reader is reading what had arrived.
+    Closed(Disconnected),
+    /// Nothing is left but the reason. The flag says whether all pending calls have been completed.
+    Ended(Disconnected, bool),
+}
+
+impl Phase {
+    /// Why calls fail from now on.
+    fn reason(&self) -> Option<Disconnected> {
+        match self {
+            Self::Open(_) | Self::PeerGone(..) => None,
+            Self::HangingUp(_) => Some(Disconnected::Local),
+            Self::Closed(reason) | Self::Ended(reason, _) => Some(reason.clone()),
+        }
+    }
+}
+
+/// Who may write to the link.
+enum Turn {
+    Free(Arc<Link>),
+    Taken,
+    /// Nobody, ever again.
+    Over,
+}
+
+impl Session {
+    pub(crate) fn new(link: &Arc<Link>, max_concurrent_calls: usize, out_of_band_results: bool) -> Self {
+        let phase = Phase::Open(Arc::clone(link));
+        Self {
+            pool: Pool::new(max_concurrent_calls),
+            state: Mutex::new(State { phase, next_sequence: 0, pending: HashMap::new() }),
+            ended: Condvar::new(),
+            turn: Mutex::new(Turn::Free(Arc::clone(link))),
+            turn_free: Condvar::new(),
+            out_of_band_results,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a call of the peer.
+    pub(crate) fn call(&self, function: ExecutorAddr, args: &[u8]) -> Pending<CallResult> {
+        let bytes = (args.len() as u64).saturating_add(HEADER_BYTES as u64);
+        if bytes > MAX_FRAME_BYTES {
+            return Pending::ready(Err(CallError::TooLarge { bytes }));
+        }
+        let (sequence, pending) = {
+            let mut state = self.lock();
+            if let Some(reason) = state.phase.reason() {
+                return Pending::ready(Err(reason.into()));
+            }
+            let sequence = state.next_sequence;
+            state.next_sequence += 1;
+            let (completer, pending) = Pending::channel(|| Err(Disconnected::Local.into()));
+            state.pending.insert(sequence, completer);
+            (sequence, pending)
+        };
+        // The end of the session completes the call if this fails.
+        self.send(Opcode::Call, sequence, function, args, None);
+        pending
+    }
+
+    /// Completes a call with what the peer returned. Fails if there is no such call.
+    pub(crate) fn complete(&self, sequence: u64, result: CallResult) -> Result<(), Disconnected> {
+        let completer = self.lock().pending.remove(&sequence);
+        match completer {
+            Some(completer) => complete(completer, result),
+            None => {
+                return Err(Disconnected::Protocol(format!(
+                    "a Result message for call {sequence}, which is not pending"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers a call of the peer's.
+    pub(crate) fn answer(&self, sequence: u64, result: Result<Vec<u8>, String>) {
+        let result = result.and_then(|value| {
+            let bytes = value.len() as u64 + HEADER_BYTES as u64;
+            if bytes > MAX_FRAME_BYTES {
+                return Err(CallError::TooLarge { bytes }.to_string());
+            }
+            Ok(value)
+        });
+        let (kind, payload) = match result {
+            Ok(value) => (RESULT_VALUE, value),
+            Err(text) if self.out_of_band_results => (RESULT_ERROR, to_bytes(shortened(&text))),
+            Err(_) => (RESULT_VALUE, Vec::new()),
+        };
+        self.send(Opcode::Result, sequence, ExecutorAddr::new(kind), &payload, None);
+    }
+
+    /// Tells the peer that the session ends, if it takes the message before the deadline, and closes this end.
+    pub(crate) fn hang_up(&self, reason: Result<(), String>, deadline: Instant) {
+        {
+            let mut state = self.lock();
+            match &state.phase {
+                // From here on the peer's end of the connection is the answer, and no reason of its own.
+                Phase::Open(link) => state.phase = Phase::HangingUp(Arc::clone(link)),
+                Phase::PeerGone(..) => {}
+                Phase::HangingUp(_) | Phase::Closed(_) | Phase::Ended(..) => return,
+            }
+        }
+        let payload = to_bytes(&SpsError(reason.map_err(|text| shortened(&text).to_owned())));
+        self.send(Opcode::Hangup, 0, ExecutorAddr::NULL, &payload, Some(deadline));
+        self.close(Disconnected::Local);
+    }
+
+    /// Sends a message. If that fails the session is about to end.
+    fn send(&self, opcode: Opcode, sequence: u64, tag: ExecutorAddr, payload: &[u8], deadline: Option<Instant>) {
+        let header = Header { opcode, sequence, tag, payload_bytes: payload.len() as u64 }.to_bytes();
+        let Some(link) = self.take_turn(deadline) else { return };
+        match link.write(&header, payload, deadline) {
+            // Who closes says why.
+            Ok(()) | Err(LinkError::Closed) => {}
+            Err(LinkError::Gone) => self.peer_gone(Disconnected::Eof),
+            Err(LinkError::TimedOut) => self.peer_gone(Disconnected::Io(Arc::new(std::io::ErrorKind::TimedOut.into()))),
+            Err(LinkError::Io(error)) => self.peer_gone(Disconnected::Io(Arc::new(error.into()))),
+        }
+        // Only now: nobody may write behind a message that was cut off.
+        self.give_turn(Turn::Free(link));
+    }
+
+    /// Waits until nobody else writes. `None` if that does not come before the deadline, or never again.
+    fn take_turn(&self, deadline: Option<Instant>) -> Option<Arc<Link>> {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match std::mem::replace(&mut *turn, Turn::Taken) {
+                Turn::Free(link) => return Some(link),
+                Turn::Taken => {}
+                Turn::Over => {
+                    *turn = Turn::Over;
+                    return None;
+                }
+            }
+            let Some(deadline) = deadline else {
+                turn = self.turn_free.wait(turn).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            turn = self.turn_free.wait_timeout(turn, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn give_turn(&self, next: Turn) {
+        let over = matches!(next, Turn::Over);
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        if over { self.turn_free.notify_all() } else { self.turn_free.notify_one() }
+    }
+
+    /// Takes note that a write has failed. What the peer sent before is still read, and says more.
+    fn peer_gone(&self, reason: Disconnected) {
+        let mut state = self.lock();
+        if let Phase::Open(link) = &state.phase {
+            let link = Arc::clone(link);
+            link.close();
+            state.phase = Phase::PeerGone(link, reason);
+        }
+    }
+
+    /// Closes this end for `reason`.
+    pub(crate) fn close(&self, reason: Disconnected) {
+        let mut state = self.lock();
+        let (link, reason) = match &state.phase {
+            Phase::Open(link) | Phase::PeerGone(link, _) => (link, reason),
+            Phase::HangingUp(link) => (link, Disconnected::Local),
+            Phase::Closed(_) | Phase::Ended(..) => return,
+        };
+        link.close();
+        state.phase = Phase::Closed(reason);
+    }
+
+    /// Ends the session: the reader's last act. `found` is why it stopped reading, and counts unless another
+    /// reason has been given before. The reader has given up its hold on the link.
+    pub(crate) fn end(&self, link: Arc<Link>, found: Disconnected) {
+        link.close();
+        drop(link);
+        let (reason, pending) = {
+            let mut state = self.lock();
+            let reason = match &state.phase {
+                Phase::PeerGone(_, reason) if matches!(found, Disconnected::Eof) => reason.clone(),
+                other => other.reason().unwrap_or(found),
+            };
+            state.phase = Phase::Ended(reason.clone(), false);
+            (reason, std::mem::take(&mut state.pending))
+        };
+        // Whoever is writing has been woken; after that nobody holds the link.
+        drop(self.take_turn(None));
+        self.give_turn(Turn::Over);
+        self.pool.close();
+        for completer in pending.into_values() {
+            complete(completer, Err(reason.clone().into()));
+        }
+        self.lock().phase = Phase::Ended(reason, true);
+        self.ended.notify_all();
+    }
+
+    /// Returns why the session has ended or is about to.
+    pub(crate) fn disconnected(&self) -> Option<Disconnected> {
+        self.lock().phase.reason()
+    }
+
+    /// Waits until the session has ended.
+    pub(crate) fn wait_disconnected(&self) -> Disconnected {
+        let mut state = self.lock();
+        loop {
+            if let Phase::Ended(reason, true) = &state.phase {
+                return reason.clone();
+            }
+            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Runs calls of the peer's until there are none for a while. The body of a worker thread.
+    pub(crate) fn work(&self, run: impl Fn(Job) -> Result<Vec<u8>, String>) {
+        while let Some(job) = self.pool.next_job() {
+            let sequence = job.sequence;
+            let result = run(job);
+            self.pool.finish_job();
+            self.answer(sequence, result);
+        }
+    }
+
+    /// Answers the calls that are refused. The body of the refuser thread.
+    pub(crate) fn refuse(&self) {
+        while let Some(sequence) = self.pool.next_refused() {
+            self.answer(sequence, Err("too many calls at once".to_owned()));
+        }
+    }
+}
+
+/// Gives a call its result. The waker of a task that awaits it is somebody else's code: if it panics, only that task
+/// is the worse for it.
+fn complete(completer: Completer<CallResult>, result: CallResult) {
+    let _ = catch_unwind(AssertUnwindSafe(|| completer.complete(result)));
+}
+
+/// Longest text of an error in a message, in bytes. Texts are for people.
+const MAX_TEXT_BYTES: usize = 1 << 20;
+
+fn shortened(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
+}
