@@ -1,1 +1,34 @@
-//! TODO
+//! Memory of an executor: reserved in large units, allocated from there, finalized, deallocated.
+//!
+//! - [`MemoryMapper`] is the seam between linking and address spaces: reserve, prepare, finalize, deallocate, release.
+//!   [`InProcessMapper`], [`SharedMemoryMapper`] and [`RemoteMapper`] implement it.
+//! - [`MemoryManager`] allocates from what a mapper has reserved; [`InFlightAlloc`] and [`FinalizedAlloc`] are the
+//!   states of an allocation.
+//! - [`MemoryService`] is the executor's side: slabs, and the allocations finalized in them with their actions.
+//! - [`wrapper`] has the C ABI of the functions that actions and calls name.
+//! - `sys` is the only room with memory calls of the operating system.
+
+#![deny(unsafe_code)]
+
+mod action;
+mod error;
+mod free_list;
+mod manager;
+mod mapper;
+mod service;
+mod sys;
+mod working;
+#[allow(unsafe_code)]
+pub mod wrapper;
+
+pub use error::Error;
+pub use manager::{AllocatedSegment, FinalizedAlloc, InFlightAlloc, MemoryManager, MemoryStats, SegmentLayout};
+pub use mapper::{FinalizeRequest, FinalizeSegment, InProcessMapper, MemoryMapper, RemoteMapper, SharedMemoryMapper};
+pub use service::{Allocation, MemoryService};
+pub use working::WorkingMemory;
+
+/// The page size of this process.
+#[must_use]
+pub fn page_size() -> farlink_addr::PageSize {
+    sys::page_size()
+}

@@ -1,0 +1,155 @@
+//! Content that travels in messages, to an executor that shares no memory with this process.
+
+use super::{FinalizeRequest, MemoryMapper, Reservations, check_keys, check_reserved, refused};
+use crate::{Error, WorkingMemory};
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange, PageSize};
+use farlink_rpc::{CallError, Callee, Executor, Pending};
+use farlink_wire::functions::{
+    Expected, SIMPLE_DEINITIALIZE, SIMPLE_INITIALIZE, SIMPLE_INITIALIZE_BATCH, SIMPLE_INSTANCE, SIMPLE_RELEASE,
+    SIMPLE_RESERVE,
+};
+use farlink_wire::msg::{FinalizeRequest as Message, Segment};
+use farlink_wire::sps::{Encode, SpsError, to_bytes};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Maps memory of an executor that is reached by messages only.
+pub struct RemoteMapper {
+    inner: Arc<Inner>,
+}
+
+type Keys = Vec<ExecutorAddr>;
+type InitializeBatch = Callee<(ExecutorAddr, Vec<Message<'static>>), Expected<Keys>>;
+
+struct Inner {
+    page_size: PageSize,
+    instance: ExecutorAddr,
+    reserve: Callee<(ExecutorAddr, u64), Expected<ExecutorAddr>>,
+    initialize: Callee<(ExecutorAddr, Message<'static>), Expected<ExecutorAddr>>,
+    initialize_batch: Option<InitializeBatch>,
+    deinitialize: Callee<(ExecutorAddr, Vec<ExecutorAddr>), SpsError>,
+    release: Callee<(ExecutorAddr, Vec<ExecutorAddr>), SpsError>,
+    reservations: Mutex<Reservations<()>>,
+}
+
+impl RemoteMapper {
+    /// Returns a mapper for the executor's simple memory manager.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the executor has none.
+    pub fn new(executor: &Executor) -> Result<Self, Error> {
+        let inner = Inner {
+            page_size: executor.page_size(),
+            instance: executor.object(SIMPLE_INSTANCE)?,
+            reserve: executor.bind(SIMPLE_RESERVE)?,
+            initialize: executor.bind(SIMPLE_INITIALIZE)?,
+            initialize_batch: executor.bind(SIMPLE_INITIALIZE_BATCH).ok(),
+            deinitialize: executor.bind(SIMPLE_DEINITIALIZE)?,
+            release: executor.bind(SIMPLE_RELEASE)?,
+            reservations: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Reservations<()>> {
+        // No code that can panic half-way through a change runs under this lock.
+        self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reserved(
+        &self,
+        bytes: u64,
+        answer: Result<Expected<ExecutorAddr>, CallError>,
+    ) -> Result<ExecutorAddrRange, Error> {
+        let base = answer?.map_err(refused("reserve memory"))?;
+        let added =
+            check_reserved(base, bytes, self.page_size).and_then(|range| self.lock().add(range, ()).map(|()| range));
+        // The executor has reserved what cannot be used. A base that is in use stays: it is another's.
+        if added.is_err() && !base.is_null() && !self.lock().has(base) {
+            let _ = self.release.call(&(self.instance, vec![base])).wait();
+        }
+        added
+    }
+
+    /// As for shared memory: all calls are sent, then awaited; what succeeded is undone if one fails.
+    fn finalize_one_by_one(
+        self: &Arc<Self>,
+        requests: &[FinalizeRequest],
+    ) -> Pending<Result<Vec<ExecutorAddr>, Error>> {
+        let encode = |request: &FinalizeRequest| to_bytes(&(self.instance, Outgoing(request)));
+        let calls: Vec<_> = requests.iter().map(|request| self.initialize.call_encoded(encode(request))).collect();
+        let inner = Arc::clone(self);
+        super::undo_unless_all(calls, move |keys| {
+            let _ = inner.deinitialize.call(&(inner.instance, keys)).wait();
+        })
+    }
+}
+
+/// A request whose content is encoded straight from working memory.
+struct Outgoing<'a>(&'a FinalizeRequest);
+
+impl Encode for Outgoing<'_> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        (self.0.segments.len() as u64).encode(out);
+        for segment in &self.0.segments {
+            let mut content = vec![0; segment.content_bytes as usize];
+            // Working memory has the content's length, or more.
+            if segment.working.read(0, &mut content).is_err() {
+                content.clear();
+            }
+            let (addr, size) = (segment.range.start(), segment.range.len());
+            Segment { group: segment.group, addr, size, content: content.into() }.encode(out);
+        }
+        self.0.actions.encode(out);
+    }
+}
+
+impl MemoryMapper for RemoteMapper {
+    fn page_size(&self) -> PageSize {
+        self.inner.page_size
+    }
+
+    fn reserve(&self, bytes: u64) -> Pending<Result<ExecutorAddrRange, Error>> {
+        let inner = Arc::clone(&self.inner);
+        let call = self.inner.reserve.call(&(self.inner.instance, bytes));
+        call.map(move |answer| inner.reserved(bytes, answer))
+    }
+
+    fn prepare(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
+        self.inner.lock().around(range)?;
+        WorkingMemory::in_heap(range.len())
+    }
+
+    fn finalize(&self, allocations: Vec<FinalizeRequest>) -> Pending<Result<Vec<ExecutorAddr>, Error>> {
+        let wanted: Result<Vec<_>, _> = allocations.iter().map(FinalizeRequest::key).collect();
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        let inner = &self.inner;
+        let keys = match &inner.initialize_batch {
+            Some(batch) => {
+                let requests: Vec<_> = allocations.iter().map(Outgoing).collect();
+                let call = batch.call_encoded(to_bytes(&(inner.instance, requests)));
+                call.map(|answer| answer?.map_err(refused("finalize memory")))
+            }
+            None => inner.finalize_one_by_one(&allocations),
+        };
+        keys.map(move |keys| check_keys(keys?, &wanted))
+    }
+
+    fn deallocate(&self, keys: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {
+        let call = self.inner.deinitialize.call(&(self.inner.instance, keys));
+        call.map(|answer| answer?.0.map_err(refused("deallocate memory")))
+    }
+
+    fn release(&self, bases: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {
+        if let Err(error) = self.inner.lock().remove(&bases) {
+            return Pending::ready(Err(error));
+        }
+        let call = self.inner.release.call(&(self.inner.instance, bases));
+        call.map(|answer| answer?.0.map_err(refused("release memory")))
+    }
+}

@@ -1,0 +1,551 @@
+//! The executor's side of memory: slabs, and the allocations finalized in them.
+//!
+//! A **slab** is a range that was reserved, to be freed as a whole. An **allocation** is a finalized range in a slab
+//! with the dealloc actions to run when it goes. Both are kept apart: finalizing never makes or frees a slab.
+//!
+//! Every range is checked against a slab, start and end, before anything is done with it. No lock is held while
+//! actions run: what an operation works on is marked busy, and another operation on the same thing is refused.
+
+use crate::sys::{self, Mapping, SharedObject};
+use crate::{Error, action};
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
+use farlink_wire::msg::{ActionPair, Segment, WrapperFunctionCall};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Largest slab in bytes: as much address space as a process has on x86-64.
+const MAX_SLAB_BYTES: u64 = 1 << 47;
+
+/// How many names of shared memory objects are tried until one is free.
+const MAX_NAMES_TRIED: usize = 1000;
+
+/// What to finalize.
+#[derive(Clone, Debug, Default)]
+pub struct Allocation<'a> {
+    /// Base of the slab that the segments have to be in; none if any will do.
+    pub slab: Option<ExecutorAddr>,
+    /// The segments. Their content is copied; for memory that is shared it is there already, and they carry none.
+    pub segments: Vec<Segment<'a>>,
+    /// The actions.
+    pub actions: Vec<ActionPair>,
+}
+
+/// The slabs and allocations of one session, in the process that has the memory.
+///
+/// Whatever is left when it is dropped is torn down as by [`MemoryService::shut_down`].
+#[derive(Debug)]
+pub struct MemoryService {
+    page_size: PageSize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    slabs: BTreeMap<ExecutorAddr, Slab>,
+    /// Number of the next allocation: newer ones have greater numbers.
+    next: u64,
+    is_shut_down: bool,
+}
+
+#[derive(Debug)]
+struct Slab {
+    mapping: Arc<Mapping>,
+    /// Name of the shared memory object, until the slab goes.
+    name: Option<SharedName>,
+    allocations: BTreeMap<ExecutorAddr, Record>,
+}
+
+/// The name of a shared memory object that this service created. The controller removes it; if it never did, dropping
+/// this does.
+#[derive(Debug)]
+struct SharedName(String);
+
+impl Drop for SharedName {
+    fn drop(&mut self) {
+        SharedObject::unlink(&self.0);
+    }
+}
+
+#[derive(Debug)]
+struct Record {
+    /// From the first segment's start to the last one's end, in whole pages.
+    span: ExecutorAddrRange,
+    /// The segments, in whole pages.
+    segments: Vec<ExecutorAddrRange>,
+    status: Status,
+}
+
+#[derive(Debug)]
+enum Status {
+    /// Some thread is finalizing or deallocating it.
+    Busy,
+    Live {
+        number: u64,
+        dealloc: Vec<WrapperFunctionCall>,
+    },
+    /// It has gone, but its pages could not be made writable again. Nobody gets them until the slab goes.
+    Lost,
+}
+
+/// An allocation whose ranges have been checked and marked busy.
+struct Checked<'a> {
+    key: ExecutorAddr,
+    mapping: Arc<Mapping>,
+    segments: Vec<(ExecutorAddrRange, Segment<'a>)>,
+    actions: Vec<ActionPair>,
+}
+
+/// An allocation that is going, and what has to run.
+struct Leaving {
+    mapping: Arc<Mapping>,
+    key: ExecutorAddr,
+    segments: Vec<ExecutorAddrRange>,
+    dealloc: Vec<WrapperFunctionCall>,
+}
+
+impl Default for MemoryService {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryService {
+    /// Returns a service without slabs.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { page_size: sys::page_size(), state: Mutex::default() }
+    }
+
+    /// Returns the page size of this process.
+    #[must_use]
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic half-way through a change runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reserves whole pages of at least `bytes`: private memory, readable and writable until it is finalized.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the size is 0 or more than an address space has, or the system has no room for it.
+    pub fn reserve_private(&self, bytes: u64) -> Result<ExecutorAddrRange, Error> {
+        let bytes = self.slab_bytes(bytes)?;
+        let mapping = Mapping::private(bytes as usize).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+        self.add_slab(mapping, None)
+    }
+
+    /// As [`Self::reserve_private`], of memory behind a POSIX shared memory object; gives its name too.
+    ///
+    /// The pages are readable and writable from the start: LLVM 19's controllers have code look at memory before it is
+    /// finalized. Whoever opens the object removes its name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::reserve_private`]; also fails if `/dev/shm` cannot be used. Then no name is left.
+    pub fn reserve_shared(&self, bytes: u64) -> Result<(ExecutorAddrRange, String), Error> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let bytes = self.slab_bytes(bytes)?;
+        let names = || format!("/farlink_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // A process that had this number before may have left names.
+        let created = std::iter::repeat_with(names)
+            .take(MAX_NAMES_TRIED)
+            .find_map(|name| Some(SharedObject::create(&name, bytes).transpose()?.map(|object| (object, name))));
+        let (object, name) = created.unwrap_or_else(|| Err(Error::shared("/farlink_*", "created", Errno::EXIST)))?;
+        let guard = SharedName(name.clone());
+        let mapping = object.map(bytes as usize).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+        Ok((self.add_slab(mapping, Some(guard))?, name))
+    }
+
+    fn slab_bytes(&self, bytes: u64) -> Result<u64, Error> {
+        let rounded = self.page_size.round_up(bytes).filter(|&bytes| bytes != 0 && bytes <= MAX_SLAB_BYTES);
+        rounded.ok_or(Error::BadSize { what: "reserved", bytes })
+    }
+
+    fn add_slab(&self, mapping: Mapping, name: Option<SharedName>) -> Result<ExecutorAddrRange, Error> {
+        let range = mapping.range();
+        let slab = Slab { mapping: Arc::new(mapping), name, allocations: BTreeMap::new() };
+        let mut state = self.lock();
+        if state.is_shut_down {
+            return Err(Error::ShutDown);
+        }
+        state.slabs.insert(range.start(), slab);
+        Ok(range)
+    }
+
+    /// Returns the mapping behind the slab that `range` is in, for working memory in this process.
+    pub(crate) fn mapping_of(&self, range: ExecutorAddrRange) -> Result<Arc<Mapping>, Error> {
+        let mut state = self.lock();
+        let slab = state.slab_around(range, None)?;
+        // Writing to pages that could not be made writable again would be a fault.
+        let taken = slab.allocations.range(..range.end()).rev().map(|(_, record)| record);
+        let overlapping = taken.take_while(|record| record.span.overlaps(range));
+        if let Some(record) = { overlapping }.find(|record| matches!(record.status, Status::Lost)) {
+            return Err(Error::Overlap(range, record.span));
+        }
+        Ok(Arc::clone(&slab.mapping))
+    }
+
+    /// Finalizes allocations, all or none: copies content, applies protections, runs finalize actions in order, and
+    /// records dealloc actions. Gives the key of each, which is its lowest address.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a range is not whole and free in one slab, if a protection cannot be applied, or if an action fails.
+    /// Then the dealloc actions of what ran have run in reverse, the pages are zero and writable again, and nothing
+    /// is recorded.
+    pub fn initialize(&self, allocations: Vec<Allocation<'_>>) -> Result<Vec<ExecutorAddr>, Error> {
+        let checked = self.check_all(allocations)?;
+        let keys: Vec<_> = checked.iter().map(|checked| checked.key).collect();
+        let ranges: Vec<_> = checked
+            .iter()
+            .map(|checked| {
+                let ranges: Vec<_> = checked.segments.iter().map(|&(range, _)| range).collect();
+                (Arc::clone(&checked.mapping), ranges)
+            })
+            .collect();
+        let mut dealloc = Vec::with_capacity(checked.len());
+        let mut failure = None;
+        for allocation in checked {
+            match apply(allocation) {
+                Ok(calls) => dealloc.push(calls),
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        if let Some(error) = failure {
+            let undone: Vec<_> =
+                dealloc.into_iter().rev().filter_map(|calls| action::deallocate(calls).err()).collect();
+            for (key, (mapping, ranges)) in keys.iter().zip(&ranges) {
+                let is_reset = reset(mapping, ranges);
+                self.lock().free(*key, is_reset);
+            }
+            return Err(if undone.is_empty() {
+                error
+            } else {
+                Error::Actions(format!("{error}\n{}", undone.join("\n")))
+            });
+        }
+        let unrecorded = self.lock().record(&keys, dealloc);
+        if unrecorded.is_empty() {
+            return Ok(keys);
+        }
+        // The service has been shut down while the actions ran, and knew nothing of them: they are undone here.
+        let undone = unrecorded.into_iter().rev().filter_map(|calls| action::deallocate(calls).err()).collect();
+        joined(undone).and(Err(Error::ShutDown))
+    }
+
+    /// Checks every allocation and marks its range busy, or changes nothing.
+    fn check_all<'a>(&self, allocations: Vec<Allocation<'a>>) -> Result<Vec<Checked<'a>>, Error> {
+        let mut state = self.lock();
+        let mut checked: Vec<Checked<'a>> = Vec::with_capacity(allocations.len());
+        for allocation in allocations {
+            match state.check(allocation, self.page_size) {
+                Ok(allocation) => checked.push(allocation),
+                Err(error) => {
+                    let keys: Vec<_> = checked.iter().map(|checked| checked.key).collect();
+                    state.forget(&keys);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(checked)
+    }
+
+    /// Runs the dealloc actions of allocations, the last key's first, and gives their memory back to their slabs: zero
+    /// and writable.
+    ///
+    /// # Errors
+    ///
+    /// Fails and changes nothing if a key is unknown, given twice or in use. If actions fail, all have run, the memory
+    /// is given back, and the error joins their texts.
+    pub fn deinitialize(&self, keys: &[ExecutorAddr]) -> Result<(), Error> {
+        let leaving = self.lock().take_allocations(keys)?;
+        let failed: Vec<_> = leaving.into_iter().rev().filter_map(|leaving| self.leave(leaving).err()).collect();
+        joined(failed)
+    }
+
+    /// Runs what has to run for an allocation that goes, and frees its range.
+    fn leave(&self, leaving: Leaving) -> Result<(), String> {
+        let result = action::deallocate(leaving.dealloc);
+        let is_reset = reset(&leaving.mapping, &leaving.segments);
+        self.lock().free(leaving.key, is_reset);
+        result
+    }
+
+    /// Ends slabs: deallocates what is left in them, the newest first, then unmaps them.
+    ///
+    /// # Errors
+    ///
+    /// Fails and changes nothing if a base is unknown, given twice, or has an allocation in use. If actions fail, all
+    /// have run, the slabs are gone, and the error joins their texts.
+    pub fn release(&self, bases: &[ExecutorAddr]) -> Result<(), Error> {
+        let slabs = self.lock().take_slabs(bases)?;
+        tear_down(slabs)
+    }
+
+    /// Ends everything: deallocates all allocations, the newest first, then unmaps all slabs. Later calls do nothing.
+    ///
+    /// # Errors
+    ///
+    /// If actions fail, all have run, everything is gone, and the error joins their texts.
+    pub fn shut_down(&self) -> Result<(), Error> {
+        let slabs = {
+            let mut state = self.lock();
+            state.is_shut_down = true;
+            std::mem::take(&mut state.slabs)
+        };
+        tear_down(slabs.into_values().collect())
+    }
+}
+
+impl Drop for MemoryService {
+    fn drop(&mut self) {
+        // Nobody is left to be told of actions that fail.
+        let _ = self.shut_down();
+    }
+}
+
+/// Fills and protects a checked allocation and runs its finalize actions; gives its dealloc actions.
+fn apply(allocation: Checked<'_>) -> Result<Vec<WrapperFunctionCall>, Error> {
+    for (range, segment) in &allocation.segments {
+        let protect_error = |error| protect_error(*range, segment.group.prot, error);
+        allocation.mapping.write(segment.addr, &segment.content.0).map_err(protect_error)?;
+        if !range.is_empty() {
+            allocation.mapping.protect(*range, segment.group.prot).map_err(protect_error)?;
+        }
+    }
+    action::finalize(allocation.actions).map_err(Error::Actions)
+}
+
+fn protect_error(range: ExecutorAddrRange, prot: MemProt, error: Errno) -> Error {
+    let hint = match error {
+        Errno::ACCESS => "; is /dev/shm mounted noexec, or executable memory forbidden?",
+        Errno::NOMEM => "; is the limit vm.max_map_count reached?",
+        _ => "",
+    };
+    Error::Protect { range, prot, text: format!("{error}{hint}") }
+}
+
+/// Makes ranges writable and zero again; gives whether that could be done.
+///
+/// A range that was valid to protect is valid to protect again. But it may need one more mapping in the kernel, and
+/// their number is limited.
+fn reset(mapping: &Mapping, ranges: &[ExecutorAddrRange]) -> bool {
+    let mut is_reset = true;
+    for &range in ranges.iter().filter(|range| !range.is_empty()) {
+        if mapping.protect(range, MemProt::RW).is_err() {
+            is_reset = false;
+        } else if mapping.discard(range).is_err() {
+            zero_by_hand(mapping, range);
+        }
+    }
+    is_reset
+}
+
+/// Zeroes pages that the system could not drop.
+fn zero_by_hand(mapping: &Mapping, range: ExecutorAddrRange) {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut addr = range.start();
+    while let Some(left) = range.end().offset_from(addr).filter(|&left| left > 0) {
+        let len = left.min(ZEROS.len() as u64);
+        // The range is inside the mapping.
+        let _ = mapping.write(addr, &ZEROS[..len as usize]);
+        addr = addr.checked_add(len).expect("the range ends within the address space");
+    }
+}
+
+/// Deallocates what is left in slabs that are known to nobody any more, the newest first, and unmaps them.
+fn tear_down(slabs: Vec<Slab>) -> Result<(), Error> {
+    let mut left = Vec::new();
+    let mut mappings = Vec::with_capacity(slabs.len());
+    for slab in slabs {
+        for record in slab.allocations.into_values() {
+            if let Status::Live { number, dealloc } = record.status {
+                left.push((number, dealloc));
+            }
+        }
+        mappings.push((slab.mapping, slab.name));
+    }
+    left.sort_by_key(|&(number, _)| std::cmp::Reverse(number));
+    let failed = left.into_iter().filter_map(|(_, dealloc)| action::deallocate(dealloc).err()).collect();
+    drop(mappings);
+    joined(failed)
+}
+
+fn joined(failed: Vec<String>) -> Result<(), Error> {
+    if failed.is_empty() { Ok(()) } else { Err(Error::Actions(failed.join("\n"))) }
+}
+
+impl State {
+    /// Returns the slab that has all of `range`.
+    fn slab_around(&mut self, range: ExecutorAddrRange, wanted: Option<ExecutorAddr>) -> Result<&mut Slab, Error> {
+        let found = self.slabs.range_mut(..=range.start()).next_back();
+        let Some((&base, slab)) = found.filter(|(_, slab)| slab.mapping.range().contains_range(range)) else {
+            return Err(Error::OutsideReservation(range));
+        };
+        match wanted {
+            Some(wanted) if wanted != base => Err(Error::OutsideReservation(range)),
+            _ => Ok(slab),
+        }
+    }
+
+    /// Checks an allocation and marks its range busy.
+    fn check<'a>(&mut self, allocation: Allocation<'a>, page_size: PageSize) -> Result<Checked<'a>, Error> {
+        if self.is_shut_down {
+            return Err(Error::ShutDown);
+        }
+        if let Some(base) = allocation.slab
+            && !self.slabs.contains_key(&base)
+        {
+            return Err(Error::UnknownReservation(base));
+        }
+        let segments = page_ranges(allocation.segments, page_size)?;
+        let mut ranges: Vec<_> = segments.iter().map(|&(range, _)| range).collect();
+        ranges.sort();
+        for pair in ranges.windows(2) {
+            if pair[0].overlaps(pair[1]) {
+                return Err(Error::Overlap(pair[1], pair[0]));
+            }
+        }
+        let (Some(first), Some(last)) = (ranges.first(), ranges.iter().map(|range| range.end()).max()) else {
+            return Err(Error::NoSegments);
+        };
+        let key = first.start();
+        let span = ExecutorAddrRange::new(key, last).expect("the last end is after the first start");
+        if span.is_empty() {
+            // It would have no place among the others, which are told apart by their addresses.
+            return Err(Error::BadSize { what: "finalized", bytes: 0 });
+        }
+        let slab = self.slab_around(span, allocation.slab)?;
+        slab.check_free(span)?;
+        let record = Record { span, segments: ranges, status: Status::Busy };
+        slab.allocations.insert(key, record);
+        Ok(Checked { key, mapping: Arc::clone(&slab.mapping), segments, actions: allocation.actions })
+    }
+
+    /// Forgets allocations that are not finalized after all.
+    fn forget(&mut self, keys: &[ExecutorAddr]) {
+        for slab in self.slabs.values_mut() {
+            for key in keys {
+                slab.allocations.remove(key);
+            }
+        }
+    }
+
+    /// Ends an allocation whose memory is as it was reserved, or could not be made so.
+    fn free(&mut self, key: ExecutorAddr, is_reset: bool) {
+        let Some((_, slab)) = self.slabs.range_mut(..=key).next_back() else { return };
+        if is_reset {
+            slab.allocations.remove(&key);
+        } else if let Some(record) = slab.allocations.get_mut(&key) {
+            record.status = Status::Lost;
+        }
+    }
+
+    /// Records allocations as finalized; gives back what there is no slab for any more.
+    fn record(
+        &mut self,
+        keys: &[ExecutorAddr],
+        dealloc: Vec<Vec<WrapperFunctionCall>>,
+    ) -> Vec<Vec<WrapperFunctionCall>> {
+        let mut unrecorded = Vec::new();
+        for (key, dealloc) in keys.iter().zip(dealloc) {
+            let number = self.next;
+            self.next += 1;
+            match self.record_mut(*key) {
+                Some(record) => record.status = Status::Live { number, dealloc },
+                None => unrecorded.push(dealloc),
+            }
+        }
+        unrecorded
+    }
+
+    fn record_mut(&mut self, key: ExecutorAddr) -> Option<&mut Record> {
+        let (_, slab) = self.slabs.range_mut(..=key).next_back()?;
+        slab.allocations.get_mut(&key)
+    }
+
+    /// Marks allocations busy and takes what has to run, or changes nothing.
+    fn take_allocations(&mut self, keys: &[ExecutorAddr]) -> Result<Vec<Leaving>, Error> {
+        let mut sorted = keys.to_vec();
+        sorted.sort();
+        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::Busy(pair[0]));
+        }
+        for &key in keys {
+            match self.record_mut(key).ok_or(Error::UnknownAllocation(key))?.status {
+                Status::Live { .. } => {}
+                Status::Busy => return Err(Error::Busy(key)),
+                Status::Lost => return Err(Error::UnknownAllocation(key)),
+            }
+        }
+        let take = |&key: &ExecutorAddr| {
+            let (_, slab) = self.slabs.range_mut(..=key).next_back()?;
+            let mapping = Arc::clone(&slab.mapping);
+            let record = slab.allocations.get_mut(&key)?;
+            let Status::Live { dealloc, .. } = std::mem::replace(&mut record.status, Status::Busy) else {
+                return None;
+            };
+            Some(Leaving { mapping, key, segments: record.segments.clone(), dealloc })
+        };
+        Ok(keys.iter().filter_map(take).collect())
+    }
+
+    /// Takes slabs out, or changes nothing.
+    fn take_slabs(&mut self, bases: &[ExecutorAddr]) -> Result<Vec<Slab>, Error> {
+        let mut sorted = bases.to_vec();
+        sorted.sort();
+        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::Busy(pair[0]));
+        }
+        for base in bases {
+            let slab = self.slabs.get(base).ok_or(Error::UnknownReservation(*base))?;
+            let busy = slab.allocations.iter().find(|(_, record)| matches!(record.status, Status::Busy));
+            if let Some((&key, _)) = busy {
+                return Err(Error::Busy(key));
+            }
+        }
+        Ok(bases.iter().filter_map(|base| self.slabs.remove(base)).collect())
+    }
+}
+
+impl Slab {
+    /// Checks that nothing is allocated in `span`.
+    fn check_free(&self, span: ExecutorAddrRange) -> Result<(), Error> {
+        let before = self.allocations.range(..=span.start()).next_back();
+        let after = self.allocations.range(span.start()..).next();
+        let taken = before.into_iter().chain(after).map(|(_, record)| record.span);
+        match { taken }.find(|taken| taken.overlaps(span)) {
+            Some(taken) => Err(Error::Overlap(span, taken)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Checks each segment by itself; gives its whole pages.
+fn page_ranges(
+    segments: Vec<Segment<'_>>,
+    page_size: PageSize,
+) -> Result<Vec<(ExecutorAddrRange, Segment<'_>)>, Error> {
+    segments.into_iter().map(|segment| Ok((pages_of(&segment, page_size)?, segment))).collect()
+}
+
+fn pages_of(segment: &Segment<'_>, page_size: PageSize) -> Result<ExecutorAddrRange, Error> {
+    let (addr, size, content) = (segment.addr, segment.size, segment.content.0.len() as u64);
+    if !addr.is_aligned(page_size.align()) {
+        return Err(Error::Misaligned(addr));
+    }
+    if content > size {
+        return Err(Error::ContentTooLong { addr, content, size });
+    }
+    let pages = page_size.round_up(size).and_then(|size| ExecutorAddrRange::from_len(addr, size));
+    pages.ok_or(Error::BadSize { what: "finalized", bytes: size })
+}
