@@ -1,0 +1,180 @@
+//! Making a graph, section by section.
+
+use crate::edge::{Edge, EdgeKind};
+use crate::eh_frame::split_eh_frame;
+use crate::graph::{Arch, Block, Comdat, Content, LinkGraph, Section, SectionKind, Symbol, Table, Text};
+use crate::{BlockId, Bytes, ComdatId, LinkError, Linkage, Place, Scope, SectionId, SymbolId, SymbolType};
+use farlink_addr::{Align, AllocGroup, ExecutorAddr};
+use std::ops::Range;
+
+/// Makes a [`LinkGraph`] of an object's bytes.
+///
+/// Sections come first, then symbols, then the edges of one block after another.
+pub struct GraphBuilder {
+    graph: LinkGraph,
+}
+
+impl GraphBuilder {
+    /// Starts the graph of the object `bytes`, which messages call `name`.
+    #[must_use]
+    pub fn new(name: &str, arch: Arch, bytes: Bytes) -> Self {
+        Self {
+            graph: LinkGraph {
+                name: name.to_owned(),
+                arch,
+                bytes,
+                sections: Vec::new(),
+                blocks: Vec::new(),
+                symbols: Vec::new(),
+                edges: Vec::new(),
+                comdats: Vec::new(),
+                keep_alive: Vec::new(),
+                got: Table::default(),
+                stubs: Table::default(),
+                dso_handle: None,
+            },
+        }
+    }
+
+    /// Returns the part `range` of the object's bytes as a text, or `None` if it is not inside or not UTF-8.
+    #[must_use]
+    pub fn text(&self, range: Range<usize>) -> Option<Text> {
+        std::str::from_utf8(self.graph.bytes.get(range.clone())?).ok()?;
+        Some(Text::Object(range))
+    }
+
+    /// Adds a COMDAT group.
+    pub fn add_comdat(&mut self, signature: Text) -> ComdatId {
+        self.graph.comdats.push(Comdat { signature, sections: Vec::new() });
+        ComdatId(self.graph.comdats.len() as u32 - 1)
+    }
+
+    /// Adds a section of one block.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `content` is not inside the object's bytes.
+    #[expect(clippy::too_many_arguments, reason = "a section has that many properties, all of them required")]
+    pub fn add_section(
+        &mut self,
+        name: Text,
+        kind: SectionKind,
+        group: AllocGroup,
+        comdat: Option<ComdatId>,
+        retain: bool,
+        content: Content,
+        size: u64,
+        align: Align,
+    ) -> (SectionId, BlockId) {
+        if let Content::Object(range) = &content {
+            assert!(self.graph.bytes.get(range.clone()).is_some(), "content is inside the object");
+        }
+        let section = SectionId(self.graph.sections.len() as u32);
+        if let Some(comdat) = comdat {
+            self.graph.comdats[comdat.index()].sections.push(section);
+        }
+        let block = self.graph.push_section(Section { name, kind, group, comdat, retain, blocks: 0..0 });
+        let block = self.graph.push_block(block, content, size, align);
+        (section, block)
+    }
+
+    /// Adds a symbol. Symbols are numbered from 0 in the order in which they are added.
+    pub fn add_symbol(
+        &mut self,
+        name: Text,
+        place: Place,
+        size: u64,
+        linkage: Linkage,
+        scope: Scope,
+        kind: SymbolType,
+    ) -> SymbolId {
+        self.graph.push_symbol(Symbol { name, place, size, linkage, scope, kind, live: false, addr: None })
+    }
+
+    /// Returns how many symbols have been added.
+    #[must_use]
+    pub fn symbol_count(&self) -> u32 {
+        self.graph.symbols.len() as u32
+    }
+
+    /// Adds the edges of a block.
+    pub fn add_edges(&mut self, block: BlockId, edges: impl IntoIterator<Item = Edge>) {
+        self.graph.push_edges(block, edges);
+    }
+
+    /// Returns the graph.
+    ///
+    /// # Errors
+    ///
+    /// Fails if an `.eh_frame` section is malformed.
+    pub fn finish(mut self) -> Result<LinkGraph, LinkError> {
+        split_eh_frame(&mut self.graph)?;
+        Ok(self.graph)
+    }
+}
+
+impl LinkGraph {
+    pub(crate) fn push_section(&mut self, mut section: Section) -> SectionId {
+        section.blocks = self.blocks.len() as u32..self.blocks.len() as u32;
+        self.sections.push(section);
+        SectionId(self.sections.len() as u32 - 1)
+    }
+
+    /// Adds a block to the section that got the last one.
+    pub(crate) fn push_block(&mut self, section: SectionId, content: Content, size: u64, align: Align) -> BlockId {
+        let id = BlockId(self.blocks.len() as u32);
+        debug_assert_eq!(self.sections[section.index()].blocks.end, id.0, "a section's blocks follow each other");
+        self.sections[section.index()].blocks.end = id.0 + 1;
+        let addr = ExecutorAddr::NULL;
+        self.blocks.push(Block { section, content, size, align, edges: 0..0, live: false, discarded: false, addr });
+        id
+    }
+
+    pub(crate) fn push_symbol(&mut self, symbol: Symbol) -> SymbolId {
+        self.symbols.push(symbol);
+        SymbolId(self.symbols.len() as u32 - 1)
+    }
+
+    pub(crate) fn push_edges(&mut self, block: BlockId, edges: impl IntoIterator<Item = Edge>) {
+        let start = self.edges.len() as u32;
+        self.edges.extend(edges);
+        self.blocks[block.index()].edges = start..self.edges.len() as u32;
+    }
+
+    /// Adds a live section that the linker makes, of one block.
+    pub(crate) fn push_own(
+        &mut self,
+        name: &'static str,
+        kind: SectionKind,
+        prot: farlink_addr::MemProt,
+        bytes: Vec<u8>,
+        align: Align,
+    ) -> BlockId {
+        let group = AllocGroup::standard(prot);
+        let section = Section { name: Text::Own(name), kind, group, comdat: None, retain: false, blocks: 0..0 };
+        let section = self.push_section(section);
+        let size = bytes.len() as u64;
+        let block = self.push_block(section, Content::Own(bytes), size, align);
+        self.blocks[block.index()].live = true;
+        block
+    }
+
+    /// Adds a live local symbol in a block.
+    pub(crate) fn push_local(&mut self, name: &'static str, block: BlockId, offset: u64) -> SymbolId {
+        self.push_symbol(Symbol {
+            name: Text::Own(name),
+            place: Place::Defined { block, offset },
+            size: 0,
+            linkage: Linkage::Strong,
+            scope: Scope::Local,
+            kind: SymbolType::None,
+            live: true,
+            addr: None,
+        })
+    }
+}
+
+/// Returns an edge.
+pub(crate) fn edge(offset: u64, kind: EdgeKind, target: SymbolId, addend: i64) -> Edge {
+    Edge { offset, kind, target, addend }
+}

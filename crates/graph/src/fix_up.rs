@@ -1,0 +1,183 @@
+//! Writing the linked bytes: each block is copied once into working memory, and its edges are applied there.
+//!
+//! Values come from the graph, never from working memory, which the executor may be able to write.
+
+use crate::edge::{Edge, EdgeKind};
+use crate::error::LinkError;
+use crate::graph::{LinkGraph, Place};
+use crate::layout::Layout;
+use crate::x86_64::{ENTRY_BYTES, FIELD_IS_LAST, relax};
+use crate::{BlockId, SymbolId};
+use farlink_addr::ExecutorAddr;
+use farlink_mem::{AllocatedSegment, WorkingMemory};
+
+const PIC_HINT: &str = "code for a far target has to be position-independent: recompile with -fPIC";
+const ABSOLUTE_HINT: &str = "32-bit absolute addresses do not reach linked code: recompile with -fPIC";
+const NARROW_HINT: &str = "the object wants its target at an address that small";
+
+/// Copies the live blocks of `graph` into the working memory of `segments` and applies their edges.
+///
+/// # Errors
+///
+/// Fails if a value does not fit.
+pub fn fix_up(graph: &LinkGraph, layout: &Layout, segments: &[AllocatedSegment]) -> Result<(), LinkError> {
+    for (segment, allocated) in layout.segments.iter().zip(segments) {
+        for &(block, offset) in &segment.blocks {
+            // Zero fill is zero already, and working memory does not have it.
+            if graph.block(block).is_zero_fill() {
+                continue;
+            }
+            let writer = Writer { graph, block, memory: &allocated.working, start: offset };
+            writer.write(0, graph.block_content(block))?;
+            for edge in graph.block_edges(block) {
+                writer.apply(edge)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes one block.
+struct Writer<'a> {
+    graph: &'a LinkGraph,
+    block: BlockId,
+    memory: &'a WorkingMemory,
+    /// Offset of the block in its segment.
+    start: u64,
+}
+
+/// A number that goes into a field: how, and whether it fits.
+#[derive(Clone, Copy)]
+enum Fit {
+    Signed,
+    Unsigned,
+    /// Either.
+    Bits,
+}
+
+impl Writer<'_> {
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), LinkError> {
+        debug_assert!(offset + bytes.len() as u64 <= self.graph.block(self.block).size || bytes.is_empty());
+        self.memory
+            .write(self.start + offset, bytes)
+            .map_err(|error| LinkError::Memory { object: self.graph.name().to_owned(), text: error.to_string() })
+    }
+
+    fn apply(&self, edge: &Edge) -> Result<(), LinkError> {
+        let graph = self.graph;
+        // An offset inside the block: checked when the graph was made.
+        let p = graph.block(self.block).addr.as_u64().wrapping_add(edge.offset);
+        let s = address(graph, edge.target);
+        let a = edge.addend as u64;
+        let got = || table_start(graph.got.block, graph);
+        let slot = || entry(graph, &graph.got, edge.target).unwrap_or_default();
+        let relative = |value: u64| value.wrapping_add(a).wrapping_sub(p);
+        match edge.kind {
+            EdgeKind::Pointer64 => self.field(edge, s.wrapping_add(a), 8, Fit::Bits, ""),
+            EdgeKind::Pointer32 => self.field(edge, s.wrapping_add(a), 4, Fit::Unsigned, ABSOLUTE_HINT),
+            EdgeKind::Pointer32Signed => self.field(edge, s.wrapping_add(a), 4, Fit::Signed, ABSOLUTE_HINT),
+            EdgeKind::Pointer16 => self.field(edge, s.wrapping_add(a), 2, Fit::Bits, NARROW_HINT),
+            EdgeKind::Pointer8 => self.field(edge, s.wrapping_add(a), 1, Fit::Bits, NARROW_HINT),
+            EdgeKind::Delta64 => self.field(edge, relative(s), 8, Fit::Bits, ""),
+            EdgeKind::Delta32 => self.field(edge, relative(s), 4, Fit::Signed, PIC_HINT),
+            EdgeKind::Delta16 => self.field(edge, relative(s), 2, Fit::Signed, NARROW_HINT),
+            EdgeKind::Delta8 => self.field(edge, relative(s), 1, Fit::Signed, NARROW_HINT),
+            EdgeKind::Branch32 => self.field(edge, self.branch(edge, s, relative), 4, Fit::Signed, PIC_HINT),
+            EdgeKind::GotPcRelX | EdgeKind::RexGotPcRelX if self.relax(edge, s, p)? => Ok(()),
+            EdgeKind::GotPcRel32 | EdgeKind::GotPcRelX | EdgeKind::RexGotPcRelX => {
+                self.field(edge, relative(slot()), 4, Fit::Signed, PIC_HINT)
+            }
+            EdgeKind::GotPcRel64 => self.field(edge, relative(slot()), 8, Fit::Bits, ""),
+            EdgeKind::GotPc32 => self.field(edge, relative(got()), 4, Fit::Signed, PIC_HINT),
+            EdgeKind::GotPc64 => self.field(edge, relative(got()), 8, Fit::Bits, ""),
+            EdgeKind::GotOff64 => self.field(edge, s.wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, ""),
+            EdgeKind::Got64 => self.field(edge, slot().wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, ""),
+            EdgeKind::PltOff64 => {
+                let target = entry(graph, &graph.stubs, edge.target).unwrap_or(s);
+                self.field(edge, target.wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, "")
+            }
+            EdgeKind::Size32 => {
+                let value = graph.symbol(edge.target).size.wrapping_add(a);
+                self.field(edge, value, 4, Fit::Unsigned, NARROW_HINT)
+            }
+            EdgeKind::Size64 => self.field(edge, graph.symbol(edge.target).size.wrapping_add(a), 8, Fit::Bits, ""),
+            EdgeKind::CiePointer => self.field(edge, p.wrapping_sub(s), 4, Fit::Unsigned, ""),
+            EdgeKind::Unsupported(_) => unreachable!("refused when the tables were built"),
+        }
+    }
+
+    /// Returns the value of a branch: to its target if that is in reach, else to the target's stub.
+    fn branch(&self, edge: &Edge, s: u64, relative: impl Fn(u64) -> u64) -> u64 {
+        let direct = relative(s);
+        let in_reach = i32::try_from(direct as i64).is_ok();
+        match entry(self.graph, &self.graph.stubs, edge.target) {
+            // A call of what is not there goes through the stub and faults at address 0, wherever the code is.
+            Some(stub) if !in_reach || is_null_external(self.graph, edge.target, s) => relative(stub),
+            _ => direct,
+        }
+    }
+
+    /// Writes the instruction in its form without a GOT slot, if it has one that reaches. Returns whether it did.
+    fn relax(&self, edge: &Edge, s: u64, p: u64) -> Result<bool, LinkError> {
+        if edge.addend != FIELD_IS_LAST || is_null_external(self.graph, edge.target, s) {
+            return Ok(false);
+        }
+        let code = self.graph.block_content(self.block);
+        let distance = s.wrapping_sub(p) as i64;
+        let Some(relaxed) = relax(edge.kind, code, edge.offset as usize, distance) else { return Ok(false) };
+        self.write(edge.offset.wrapping_add_signed(relaxed.start), &relaxed.bytes[..relaxed.len])?;
+        Ok(true)
+    }
+
+    /// Writes the low `width` bytes of `value` if it fits in them.
+    fn field(&self, edge: &Edge, value: u64, width: usize, fit: Fit, hint: &'static str) -> Result<(), LinkError> {
+        let bits = width as u32 * 8;
+        let fits = bits == 64 || {
+            let (signed, unsigned) = ((value as i64) >> (bits - 1), value >> bits);
+            let (as_signed, as_unsigned) = (signed == 0 || signed == -1, unsigned == 0);
+            match fit {
+                Fit::Signed => as_signed,
+                Fit::Unsigned => as_unsigned,
+                Fit::Bits => as_signed || as_unsigned,
+            }
+        };
+        if fits {
+            self.write(edge.offset, &value.to_le_bytes()[..width])
+        } else {
+            Err(self.out_of_range(edge, value, hint))
+        }
+    }
+
+    fn out_of_range(&self, edge: &Edge, value: u64, hint: &'static str) -> LinkError {
+        let graph = self.graph;
+        let fixup = graph.block(self.block).addr.checked_add(edge.offset).unwrap_or(ExecutorAddr::NULL);
+        LinkError::OutOfRange {
+            place: graph.place_label(self.block, edge.offset),
+            relocation: edge.kind.to_string(),
+            symbol: graph.symbol_label(edge.target),
+            target: ExecutorAddr::new(address(graph, edge.target)),
+            fixup,
+            value: value as i64,
+            hint,
+        }
+    }
+}
+
+/// The address of a symbol. What a weak reference does not find is at 0.
+fn address(graph: &LinkGraph, symbol: SymbolId) -> u64 {
+    graph.symbol_address(symbol).map_or(0, ExecutorAddr::as_u64)
+}
+
+fn is_null_external(graph: &LinkGraph, symbol: SymbolId, address: u64) -> bool {
+    address == 0 && matches!(graph.symbol(symbol).place, Place::External { .. })
+}
+
+fn table_start(block: Option<BlockId>, graph: &LinkGraph) -> u64 {
+    block.map_or(0, |block| graph.block(block).addr.as_u64())
+}
+
+/// The address of a symbol's entry in a table.
+fn entry(graph: &LinkGraph, table: &crate::graph::Table, symbol: SymbolId) -> Option<u64> {
+    let position = table.position(symbol)?;
+    Some(table_start(table.block, graph).wrapping_add(u64::from(position) * ENTRY_BYTES))
+}

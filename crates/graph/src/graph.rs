@@ -1,0 +1,544 @@
+//! The graph of an object.
+
+use crate::edge::Edge;
+use crate::{BlockId, Bytes, ComdatId, SectionId, SymbolId};
+use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange};
+use std::ops::Range;
+
+/// An instruction set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Arch {
+    /// AMD64, also called x86-64.
+    X86_64,
+}
+
+/// A text: in the object's bytes, or in the graph's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// A part of the object's bytes that is UTF-8.
+    Object(Range<usize>),
+    /// A name that the linker gave.
+    Own(&'static str),
+}
+
+/// The initial bytes of a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A part of the object's bytes.
+    Object(Range<usize>),
+    /// Bytes that the linker made.
+    Own(Vec<u8>),
+    /// Zeros, which take no bytes.
+    ZeroFill,
+}
+
+/// What a section is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SectionKind {
+    /// Code or data that is used by reference.
+    Regular,
+    /// An array of initializers, run in order of priority; `reversed` ones from their last entry to their first.
+    Init {
+        /// Smaller ones run earlier.
+        priority: u32,
+        /// `.ctors` is run backwards.
+        reversed: bool,
+    },
+    /// An array of finalizers, run in the reverse order.
+    Fini {
+        /// Smaller ones run later.
+        priority: u32,
+        /// `.dtors` is run forwards.
+        reversed: bool,
+    },
+    /// Unwind information.
+    EhFrame,
+    /// Initial values of thread-local variables.
+    Tls,
+}
+
+/// A section.
+#[derive(Clone, Debug)]
+pub struct Section {
+    pub(crate) name: Text,
+    /// What it is for.
+    pub kind: SectionKind,
+    /// How its memory is used.
+    pub group: AllocGroup,
+    /// The COMDAT group it belongs to.
+    pub comdat: Option<ComdatId>,
+    /// Whether it is kept though nothing refers to it (`SHF_GNU_RETAIN`).
+    pub retain: bool,
+    /// Its blocks follow each other.
+    pub(crate) blocks: Range<u32>,
+}
+
+/// Bytes that stay together: a section, or a record of `.eh_frame`.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// The section it belongs to.
+    pub section: SectionId,
+    pub(crate) content: Content,
+    /// Length in bytes.
+    pub size: u64,
+    /// Alignment of its first byte.
+    pub align: Align,
+    /// Its edges follow each other.
+    pub(crate) edges: Range<u32>,
+    /// Whether something live reaches it; false before pruning.
+    pub(crate) live: bool,
+    /// Whether its COMDAT group lost.
+    pub(crate) discarded: bool,
+    /// Its address, once it has one.
+    pub(crate) addr: ExecutorAddr,
+}
+
+impl Block {
+    /// Returns whether the block is zeros that take no bytes.
+    #[must_use]
+    pub fn is_zero_fill(&self) -> bool {
+        self.content == Content::ZeroFill
+    }
+}
+
+/// Where a symbol is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a block of this graph.
+    Defined {
+        /// The block.
+        block: BlockId,
+        /// Offset in the block, at most its size.
+        offset: u64,
+    },
+    /// At a fixed address, or a mere number.
+    Absolute(u64),
+    /// Somewhere else.
+    External {
+        /// Whether its absence is no error.
+        weak: bool,
+    },
+    /// Nowhere: a local symbol of a section that is not linked.
+    Discarded,
+}
+
+/// How a definition yields to others of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linkage {
+    /// It does not.
+    Strong,
+    /// To a strong or common one.
+    Weak,
+    /// To a strong one or to a larger common one.
+    Common,
+}
+
+/// Who can see a symbol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everybody.
+    Default,
+    /// The other objects of the library.
+    Hidden,
+    /// Only this object.
+    Local,
+}
+
+/// What a symbol stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SymbolType {
+    /// Nothing is said.
+    None,
+    /// A function.
+    Function,
+    /// Data.
+    Object,
+    /// A section.
+    Section,
+    /// A thread-local variable.
+    Tls,
+    /// A function that is chosen by calling another when it is linked.
+    IndirectFunction,
+}
+
+/// A symbol.
+#[derive(Clone, Debug)]
+pub struct Symbol {
+    pub(crate) name: Text,
+    /// Where it is.
+    pub place: Place,
+    /// Length in bytes of what it stands for; 0 if that is not known.
+    pub size: u64,
+    /// How its definition yields.
+    pub linkage: Linkage,
+    /// Who can see it.
+    pub scope: Scope,
+    /// What it stands for.
+    pub kind: SymbolType,
+    /// Whether something live refers to it, or it is what makes its block live; false before pruning.
+    pub(crate) live: bool,
+    /// Its address, if it is external and has been resolved.
+    pub(crate) addr: Option<ExecutorAddr>,
+}
+
+impl Symbol {
+    /// Returns whether this graph defines the symbol.
+    #[must_use]
+    pub fn is_defined(&self) -> bool {
+        matches!(self.place, Place::Defined { .. } | Place::Absolute(_))
+    }
+}
+
+/// A COMDAT group: of several with one signature, one is linked.
+#[derive(Clone, Debug)]
+pub struct Comdat {
+    pub(crate) signature: Text,
+    pub(crate) sections: Vec<SectionId>,
+}
+
+/// An array of initializers or finalizers that has an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InitArray {
+    /// Its addresses. Each entry has 8 bytes.
+    pub range: ExecutorAddrRange,
+    /// Its order among arrays.
+    pub priority: u32,
+    /// Whether its last entry is its first.
+    pub reversed: bool,
+}
+
+/// Bytes of an entry of an array of functions.
+const POINTER_BYTES: u64 = 8;
+
+impl InitArray {
+    /// Returns the array as ranges that are run in order, each from its start: one, or one for each entry if it is
+    /// reversed.
+    #[must_use]
+    pub fn in_order(&self) -> Vec<ExecutorAddrRange> {
+        if !self.reversed {
+            return vec![self.range];
+        }
+        let entry = |index: u64| {
+            let start = self.range.start().checked_add(index * POINTER_BYTES)?;
+            ExecutorAddrRange::from_len(start, POINTER_BYTES)
+        };
+        (0..self.range.len() / POINTER_BYTES).rev().filter_map(entry).collect()
+    }
+}
+
+/// An entry of the GOT or a stub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableEntry {
+    /// The symbol it leads to.
+    pub target: SymbolId,
+    /// Its address.
+    pub addr: ExecutorAddr,
+}
+
+/// A table of entries for symbols: the GOT, or the stubs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Table {
+    pub(crate) block: Option<BlockId>,
+    pub(crate) targets: Vec<SymbolId>,
+    /// Position by symbol, one more than it; 0 is none. As long as the table has entries, as there are symbols.
+    pub(crate) positions: Vec<u32>,
+}
+
+impl Table {
+    /// Adds an entry for `target` unless it has one.
+    pub(crate) fn add(&mut self, target: SymbolId) {
+        if self.positions.len() <= target.index() {
+            self.positions.resize(target.index() + 1, 0);
+        }
+        if self.positions[target.index()] == 0 {
+            self.targets.push(target);
+            self.positions[target.index()] = self.targets.len() as u32;
+        }
+    }
+
+    pub(crate) fn position(&self, target: SymbolId) -> Option<u32> {
+        self.positions.get(target.index())?.checked_sub(1)
+    }
+}
+
+/// The graph of an object. See the crate for the order of what is done with it.
+#[derive(Clone, Debug)]
+pub struct LinkGraph {
+    pub(crate) name: String,
+    pub(crate) arch: Arch,
+    pub(crate) bytes: Bytes,
+    pub(crate) sections: Vec<Section>,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) symbols: Vec<Symbol>,
+    pub(crate) edges: Vec<Edge>,
+    pub(crate) comdats: Vec<Comdat>,
+    /// Pairs of blocks: while the first is live, so is the second. Sorted.
+    pub(crate) keep_alive: Vec<(BlockId, BlockId)>,
+    pub(crate) got: Table,
+    pub(crate) stubs: Table,
+    pub(crate) dso_handle: Option<SymbolId>,
+}
+
+impl LinkGraph {
+    /// Returns what the object is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the instruction set.
+    #[must_use]
+    pub fn arch(&self) -> Arch {
+        self.arch
+    }
+
+    pub(crate) fn text<'a>(&'a self, text: &'a Text) -> &'a str {
+        match text {
+            // Checked to be UTF-8 when the text was made.
+            Text::Object(range) => std::str::from_utf8(&self.bytes[range.clone()]).unwrap_or_default(),
+            Text::Own(text) => text,
+        }
+    }
+
+    /// Returns all sections.
+    pub fn sections(&self) -> impl Iterator<Item = SectionId> + use<> {
+        (0..self.sections.len() as u32).map(SectionId)
+    }
+
+    /// Returns a section.
+    #[must_use]
+    pub fn section(&self, id: SectionId) -> &Section {
+        &self.sections[id.index()]
+    }
+
+    /// Returns a section's name.
+    #[must_use]
+    pub fn section_name(&self, id: SectionId) -> &str {
+        self.text(&self.section(id).name)
+    }
+
+    /// Returns a section's blocks.
+    pub fn section_blocks(&self, id: SectionId) -> impl Iterator<Item = BlockId> + use<> {
+        self.section(id).blocks.clone().map(BlockId)
+    }
+
+    /// Returns a block.
+    #[must_use]
+    pub fn block(&self, id: BlockId) -> &Block {
+        &self.blocks[id.index()]
+    }
+
+    /// Returns a block's initial bytes; none if it is zero fill.
+    #[must_use]
+    pub fn block_content(&self, id: BlockId) -> &[u8] {
+        match &self.block(id).content {
+            Content::Object(range) => &self.bytes[range.clone()],
+            Content::Own(bytes) => bytes,
+            Content::ZeroFill => &[],
+        }
+    }
+
+    /// Returns a block's edges.
+    #[must_use]
+    pub fn block_edges(&self, id: BlockId) -> &[Edge] {
+        let edges = &self.block(id).edges;
+        &self.edges[edges.start as usize..edges.end as usize]
+    }
+
+    /// Returns all symbols.
+    pub fn symbol_ids(&self) -> impl Iterator<Item = SymbolId> + use<> {
+        (0..self.symbols.len() as u32).map(SymbolId)
+    }
+
+    /// Returns a symbol.
+    #[must_use]
+    pub fn symbol(&self, id: SymbolId) -> &Symbol {
+        &self.symbols[id.index()]
+    }
+
+    /// Returns a symbol's name; empty if it has none.
+    #[must_use]
+    pub fn symbol_name(&self, id: SymbolId) -> &str {
+        self.text(&self.symbol(id).name)
+    }
+
+    /// Returns the COMDAT group that holds a symbol's definition.
+    #[must_use]
+    pub fn symbol_comdat(&self, id: SymbolId) -> Option<ComdatId> {
+        match self.symbol(id).place {
+            Place::Defined { block, .. } => self.section(self.block(block).section).comdat,
+            _ => None,
+        }
+    }
+
+    /// Returns what messages call a symbol: its name, or that of its section and the offset.
+    pub(crate) fn symbol_label(&self, id: SymbolId) -> String {
+        match (self.symbol_name(id), self.symbol(id).place) {
+            ("", Place::Defined { block, offset: 0 }) => self.section_name(self.block(block).section).to_owned(),
+            ("", Place::Defined { block, offset }) => {
+                format!("{}+{offset:#x}", self.section_name(self.block(block).section))
+            }
+            ("", _) => "a symbol without a name".to_owned(),
+            (name, _) => name.to_owned(),
+        }
+    }
+
+    /// Returns what messages call a place in a block.
+    pub(crate) fn place_label(&self, block: BlockId, offset: u64) -> String {
+        let section = self.block(block).section;
+        // Records of a split section count from its start.
+        let first = self.section(section).blocks.start;
+        let before: u64 = (first..block.0).map(|id| self.blocks[id as usize].size).sum();
+        format!("{}({}+{:#x})", self.name, self.section_name(section), before + offset)
+    }
+
+    /// Returns the definitions that other objects can see.
+    pub fn definitions(&self) -> impl Iterator<Item = SymbolId> + '_ {
+        self.symbol_ids().filter(|&id| {
+            let symbol = self.symbol(id);
+            symbol.is_defined() && symbol.scope != Scope::Local
+        })
+    }
+
+    /// Returns the symbols that live blocks refer to and that this graph does not define.
+    pub fn externals(&self) -> impl Iterator<Item = SymbolId> + '_ {
+        self.symbol_ids().filter(|&id| {
+            let symbol = self.symbol(id);
+            symbol.live && matches!(symbol.place, Place::External { .. })
+        })
+    }
+
+    /// Returns whether an external symbol's absence is no error.
+    #[must_use]
+    pub fn is_weak_external(&self, id: SymbolId) -> bool {
+        self.symbol(id).place == Place::External { weak: true }
+    }
+
+    /// Takes a definition out of the graph because another object's counts: references to it become external.
+    pub fn externalize(&mut self, id: SymbolId) {
+        self.symbols[id.index()].place = Place::External { weak: false };
+    }
+
+    /// Returns the COMDAT groups.
+    pub fn comdats(&self) -> impl Iterator<Item = ComdatId> + use<> {
+        (0..self.comdats.len() as u32).map(ComdatId)
+    }
+
+    /// Returns a COMDAT group's signature.
+    #[must_use]
+    pub fn comdat_signature(&self, id: ComdatId) -> &str {
+        self.text(&self.comdats[id.index()].signature)
+    }
+
+    /// Takes a COMDAT group out of the graph because another object's counts: its sections are not linked, and
+    /// references to its definitions become external.
+    pub fn discard_comdat(&mut self, id: ComdatId) {
+        for section in self.comdats[id.index()].sections.clone() {
+            for block in self.section_blocks(section) {
+                self.blocks[block.index()].discarded = true;
+            }
+        }
+        for symbol in &mut self.symbols {
+            if let Place::Defined { block, .. } = symbol.place
+                && self.blocks[block.index()].discarded
+            {
+                let is_local = symbol.scope == Scope::Local;
+                symbol.place = if is_local { Place::Discarded } else { Place::External { weak: false } };
+            }
+        }
+    }
+
+    /// Sets the address of an external symbol.
+    pub fn set_address(&mut self, id: SymbolId, addr: ExecutorAddr) {
+        self.symbols[id.index()].addr = Some(addr);
+    }
+
+    /// Returns a symbol's address, once it has one.
+    #[must_use]
+    pub fn symbol_address(&self, id: SymbolId) -> Option<ExecutorAddr> {
+        let symbol = self.symbol(id);
+        match symbol.place {
+            Place::Defined { block, offset } => {
+                let block = self.block(block);
+                block.addr.checked_add(offset).filter(|_| block.live)
+            }
+            Place::Absolute(value) => Some(ExecutorAddr::new(value)),
+            Place::External { .. } => symbol.addr,
+            Place::Discarded => None,
+        }
+    }
+
+    /// Returns the addresses from a section's first live block to its last; none if it has none.
+    #[must_use]
+    pub fn section_range(&self, id: SectionId) -> Option<ExecutorAddrRange> {
+        let mut live = self.section_blocks(id).map(|id| self.block(id)).filter(|block| block.live);
+        let first = live.next()?;
+        let last = live.last().unwrap_or(first);
+        ExecutorAddrRange::new(first.addr, last.addr.checked_add(last.size)?)
+    }
+
+    fn arrays(&self, of: impl Fn(SectionKind) -> Option<(u32, bool)>) -> Vec<InitArray> {
+        let array = |id| {
+            let (priority, reversed) = of(self.section(id).kind)?;
+            let range = self.section_range(id).filter(|range| !range.is_empty())?;
+            Some(InitArray { range, priority, reversed })
+        };
+        self.sections().filter_map(array).collect()
+    }
+
+    /// Returns the arrays of initializers, in the object's order.
+    #[must_use]
+    pub fn init_arrays(&self) -> Vec<InitArray> {
+        self.arrays(|kind| match kind {
+            SectionKind::Init { priority, reversed } => Some((priority, reversed)),
+            _ => None,
+        })
+    }
+
+    /// Returns the arrays of finalizers, in the object's order.
+    #[must_use]
+    pub fn fini_arrays(&self) -> Vec<InitArray> {
+        self.arrays(|kind| match kind {
+            SectionKind::Fini { priority, reversed } => Some((priority, reversed)),
+            _ => None,
+        })
+    }
+
+    /// Returns the addresses of the unwind information, up to and with the zero that ends it.
+    #[must_use]
+    pub fn eh_frame(&self) -> Option<ExecutorAddrRange> {
+        let sections = self.sections().filter(|&id| self.section(id).kind == SectionKind::EhFrame);
+        let ranges: Vec<_> = sections.filter_map(|id| self.section_range(id)).collect();
+        let start = ranges.iter().map(|range| range.start()).min()?;
+        ExecutorAddrRange::new(start, ranges.iter().map(|range| range.end()).max()?)
+    }
+
+    /// Returns the address that names this object to the C library's lists of exit functions, if it has one.
+    #[must_use]
+    pub fn dso_handle(&self) -> Option<ExecutorAddr> {
+        self.symbol_address(self.dso_handle?)
+    }
+
+    fn table_entries(&self, table: &Table) -> Vec<TableEntry> {
+        let Some(block) = table.block else { return Vec::new() };
+        let entry = |(position, &target): (usize, &SymbolId)| {
+            let addr = self.block(block).addr.checked_add(position as u64 * crate::x86_64::ENTRY_BYTES)?;
+            Some(TableEntry { target, addr })
+        };
+        table.targets.iter().enumerate().filter_map(entry).collect()
+    }
+
+    /// Returns the entries of the GOT.
+    #[must_use]
+    pub fn got_entries(&self) -> Vec<TableEntry> {
+        self.table_entries(&self.got)
+    }
+
+    /// Returns the stubs.
+    #[must_use]
+    pub fn stubs(&self) -> Vec<TableEntry> {
+        self.table_entries(&self.stubs)
+    }
+}

@@ -1,0 +1,355 @@
+//! The phases on graphs made by hand: relocation arithmetic at its limits, tables, pruning, groups, unwind records.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt};
+use farlink_graph::{
+    Arch, BlockId, Content, Edge, EdgeKind, GraphBuilder, LinkError, LinkGraph, Linkage, Place, Scope, SectionKind,
+    SymbolId, SymbolType, Text, assign, build_tables, fix_up, lay_out, prune,
+};
+use farlink_mem::{AllocatedSegment, WorkingMemory};
+
+const PAGE: u64 = 4096;
+
+/// A graph whose sections and symbols are added by name.
+struct Maker {
+    builder: GraphBuilder,
+    edges: Vec<(BlockId, Vec<Edge>)>,
+}
+
+impl Maker {
+    fn new() -> Self {
+        Self { builder: GraphBuilder::new("test.o", Arch::X86_64, Vec::new().into()), edges: Vec::new() }
+    }
+
+    fn section(&mut self, name: &'static str, prot: MemProt, bytes: &[u8], edges: Vec<Edge>) -> BlockId {
+        self.section_of_kind(name, SectionKind::Regular, prot, bytes, edges)
+    }
+
+    fn section_of_kind(
+        &mut self,
+        name: &'static str,
+        kind: SectionKind,
+        prot: MemProt,
+        bytes: &[u8],
+        edges: Vec<Edge>,
+    ) -> BlockId {
+        let (content, size) = (Content::Own(bytes.to_vec()), bytes.len() as u64);
+        let group = AllocGroup::standard(prot);
+        let align = Align::new(8).unwrap();
+        let (_, block) = self.builder.add_section(Text::Own(name), kind, group, None, false, content, size, align);
+        self.edges.push((block, edges));
+        block
+    }
+
+    fn symbol(&mut self, name: &'static str, place: Place, scope: Scope) -> SymbolId {
+        self.builder.add_symbol(Text::Own(name), place, 0, Linkage::Strong, scope, SymbolType::None)
+    }
+
+    fn global(&mut self, name: &'static str, block: BlockId) -> SymbolId {
+        self.symbol(name, Place::Defined { block, offset: 0 }, Scope::Default)
+    }
+
+    fn external(&mut self, name: &'static str, weak: bool) -> SymbolId {
+        self.symbol(name, Place::External { weak }, Scope::Default)
+    }
+
+    fn finish(mut self) -> LinkGraph {
+        for (block, edges) in self.edges {
+            self.builder.add_edges(block, edges);
+        }
+        self.builder.finish().unwrap()
+    }
+}
+
+fn edge(offset: u64, kind: EdgeKind, target: SymbolId, addend: i64) -> Edge {
+    Edge { offset, kind, target, addend }
+}
+
+/// Takes a graph through the phases, its segments page after page from `base`; gives the linked bytes of each.
+fn link(
+    graph: &mut LinkGraph,
+    base: u64,
+    addresses: &[(&str, u64)],
+) -> Result<Vec<(ExecutorAddrRange, Vec<u8>)>, LinkError> {
+    prune(graph);
+    build_tables(graph)?;
+    let layout = lay_out(graph)?;
+    let mut next = base;
+    let segments: Vec<AllocatedSegment> = layout
+        .segments()
+        .into_iter()
+        .map(|segment| {
+            let size = segment.content_bytes + segment.zero_fill_bytes;
+            let range = ExecutorAddrRange::from_len(ExecutorAddr::new(next), size).unwrap();
+            next += size.next_multiple_of(PAGE);
+            let working = WorkingMemory::in_heap(segment.content_bytes).unwrap();
+            AllocatedSegment { group: segment.group, range, content_bytes: segment.content_bytes, working }
+        })
+        .collect();
+    let ranges: Vec<_> = segments.iter().map(|segment| segment.range).collect();
+    assign(graph, &layout, &ranges);
+    for external in graph.externals().collect::<Vec<_>>() {
+        let name = graph.symbol_name(external).to_owned();
+        let address = addresses.iter().find(|(known, _)| *known == name).map_or(0, |&(_, address)| address);
+        graph.set_address(external, ExecutorAddr::new(address));
+    }
+    fix_up(graph, &layout, &segments)?;
+    let bytes = |segment: &AllocatedSegment| {
+        let mut bytes = vec![0; segment.content_bytes as usize];
+        segment.working.read(0, &mut bytes).unwrap();
+        (segment.range, bytes)
+    };
+    Ok(segments.iter().map(bytes).collect())
+}
+
+/// Links one read-only block of 16 bytes at `base` whose field at offset 8 refers to a symbol at `target`.
+fn field(kind: EdgeKind, base: u64, target: u64, addend: i64) -> Result<u64, LinkError> {
+    let mut maker = Maker::new();
+    let external = maker.external("target", false);
+    let block = maker.section(".rodata", MemProt::READ, &[0x55; 16], vec![edge(8, kind, external, addend)]);
+    maker.global("root", block);
+    let mut graph = maker.finish();
+    let segments = link(&mut graph, base, &[("target", target)])?;
+    let (range, bytes) = &segments[0];
+    assert_eq!(range.start().as_u64(), base);
+    let width = kind.width() as usize;
+    assert!(bytes[..8].iter().chain(&bytes[8 + width..16]).all(|&byte| byte == 0x55), "only the field is written");
+    let mut value = [0; 8];
+    value[..width].copy_from_slice(&bytes[8..8 + width]);
+    Ok(u64::from_le_bytes(value))
+}
+
+/// Every kind at its smallest and largest value, and one past each.
+#[test]
+fn ranges_are_exact() {
+    const BASE: u64 = 0x1_0000_0000_0000;
+    const P: u64 = BASE + 8;
+    let low = |bits: u32, value: i128| (value as u128 & ((1u128 << bits) - 1)) as u64;
+    // Absolute kinds: (kind, least value, greatest value). The target has the value; the addend moves it.
+    for (kind, least, most) in [
+        (EdgeKind::Pointer32, 0, i128::from(u32::MAX)),
+        (EdgeKind::Pointer32Signed, i128::from(i32::MIN), i128::from(i32::MAX)),
+        (EdgeKind::Pointer16, i128::from(i16::MIN), i128::from(u16::MAX)),
+        (EdgeKind::Pointer8, i128::from(i8::MIN), i128::from(u8::MAX)),
+    ] {
+        let bits = kind.width() as u32 * 8;
+        for value in [least, most, 0] {
+            assert_eq!(field(kind, BASE, value as u64, 0), Ok(low(bits, value)), "{kind} {value}");
+            assert_eq!(field(kind, BASE, (value - 5) as u64, 5), Ok(low(bits, value)), "{kind} {value} with an addend");
+        }
+        for value in [least - 1, most + 1] {
+            assert!(matches!(field(kind, BASE, value as u64, 0), Err(LinkError::OutOfRange { .. })), "{kind} {value}");
+        }
+    }
+    for (kind, least, most) in [
+        (EdgeKind::Delta32, i64::from(i32::MIN), i64::from(i32::MAX)),
+        (EdgeKind::Delta16, i64::from(i16::MIN), i64::from(i16::MAX)),
+        (EdgeKind::Delta8, i64::from(i8::MIN), i64::from(i8::MAX)),
+    ] {
+        let bits = kind.width() as u32 * 8;
+        for value in [least, most, 0] {
+            let target = P.wrapping_add_signed(value);
+            assert_eq!(field(kind, BASE, target, 0), Ok(low(bits, value.into())), "{kind} {value}");
+            assert_eq!(field(kind, BASE, target.wrapping_add(4), -4), Ok(low(bits, value.into())), "{kind} {value}");
+        }
+        for value in [least - 1, most + 1] {
+            assert!(field(kind, BASE, P.wrapping_add_signed(value), 0).is_err(), "{kind} {value}");
+        }
+    }
+    for target in [0, 1, P, u64::MAX] {
+        assert_eq!(field(EdgeKind::Pointer64, BASE, target, 3), Ok(target.wrapping_add(3)));
+        assert_eq!(field(EdgeKind::Delta64, BASE, target, -3), Ok(target.wrapping_sub(3).wrapping_sub(P)));
+    }
+}
+
+/// An error of range names object, section, offset, symbol, relocation, both addresses, and the way out.
+#[test]
+fn out_of_range_says_everything() {
+    let error = field(EdgeKind::Delta32, 0x7f00_0000_0000, 0x1000, -4).unwrap_err().to_string();
+    for word in ["test.o(.rodata+0x8)", "R_X86_64_PC32", "target", "0x1000", "0x7f0000000008", "-fPIC"] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+}
+
+/// A call of something far goes through a stub and its GOT slot; of something near, or null, as it should.
+#[test]
+fn stubs_and_slots() {
+    let run = |target: u64, weak: bool| {
+        let mut maker = Maker::new();
+        let external = maker.external("f", weak);
+        let call = [0xe8, 0, 0, 0, 0, 0xc3, 0x90, 0x90];
+        let edges = vec![edge(1, EdgeKind::Branch32, external, -4)];
+        let block = maker.section(".text", MemProt::RX, &call, edges);
+        maker.global("main", block);
+        let mut graph = maker.finish();
+        let segments = link(&mut graph, 0x7f00_0000_0000, &[("f", target)]).unwrap();
+        let code_start = segments[1].0.start().as_u64();
+        let distance = i32::from_le_bytes(segments[1].1[1..5].try_into().unwrap());
+        let reached = (code_start + 5).wrapping_add_signed(distance.into());
+        let (got, stubs) = (graph.got_entries(), graph.stubs());
+        assert_eq!((got.len(), stubs.len()), (1, 1));
+        let slot = (got[0].addr.as_u64() - segments[0].0.start().as_u64()) as usize;
+        assert_eq!(u64::from_le_bytes(segments[0].1[slot..slot + 8].try_into().unwrap()), target);
+        // The stub jumps through the slot.
+        let stub = (stubs[0].addr.as_u64() - code_start) as usize;
+        let to_slot = i32::from_le_bytes(segments[1].1[stub + 2..stub + 6].try_into().unwrap());
+        assert_eq!(segments[1].1[stub..stub + 2], [0xff, 0x25]);
+        assert_eq!((stubs[0].addr.as_u64() + 6).wrapping_add_signed(to_slot.into()), got[0].addr.as_u64());
+        (reached, stubs[0].addr.as_u64())
+    };
+    let (reached, stub) = run(0x1000, false);
+    assert_eq!(reached, stub);
+    let (reached, _) = run(0x7f00_7000_0000, false);
+    assert_eq!(reached, 0x7f00_7000_0000);
+    let (reached, stub) = run(0, true);
+    assert_eq!(reached, stub);
+}
+
+/// A load through the GOT becomes the address itself when that is near, and stays a load when it is far, null, or the
+/// relocation is not one that may change the instruction.
+#[test]
+fn got_loads_are_relaxed() {
+    let run = |kind, target: u64, addend| {
+        let mut maker = Maker::new();
+        let external = maker.external("x", target == 0);
+        let load = [0x48, 0x8b, 0x05, 0, 0, 0, 0, 0xc3];
+        let block = maker.section(".text", MemProt::RX, &load, vec![edge(3, kind, external, addend)]);
+        maker.global("f", block);
+        let mut graph = maker.finish();
+        let segments = link(&mut graph, 0x7f00_0000_0000, &[("x", target)]).unwrap();
+        segments[1].1[1]
+    };
+    let near = 0x7f00_0001_0000;
+    assert_eq!(run(EdgeKind::RexGotPcRelX, near, -4), 0x8d);
+    assert_eq!(run(EdgeKind::RexGotPcRelX, near, 4), 0x8b);
+    assert_eq!(run(EdgeKind::GotPcRel32, near, -4), 0x8b);
+    assert_eq!(run(EdgeKind::RexGotPcRelX, 0x1000, -4), 0x8b);
+    assert_eq!(run(EdgeKind::RexGotPcRelX, 0, -4), 0x8b);
+}
+
+/// Only what something visible reaches is linked, however long the chain to it.
+#[test]
+fn pruning_follows_chains() {
+    const LENGTH: usize = 100_000;
+    let mut maker = Maker::new();
+    let blocks: Vec<_> = (0..LENGTH).map(|_| maker.section(".text.f", MemProt::RX, &[0xc3; 8], Vec::new())).collect();
+    let symbols: Vec<_> =
+        blocks.iter().map(|&block| maker.symbol("", Place::Defined { block, offset: 0 }, Scope::Local)).collect();
+    maker.edges.clear();
+    for (block, next) in blocks.iter().zip(&symbols[1..]) {
+        maker.edges.push((*block, vec![edge(0, EdgeKind::Delta32, *next, 0)]));
+    }
+    maker.global("start", blocks[LENGTH / 2]);
+    let mut graph = maker.finish();
+    let segments = link(&mut graph, 0x10_0000, &[]).unwrap();
+    assert_eq!(segments[0].0.len(), (LENGTH as u64 / 2) * 8);
+}
+
+/// What is not supported is refused by name when it is needed, and only then.
+#[test]
+fn unsupported_is_refused_when_live() {
+    for is_live in [false, true] {
+        let mut maker = Maker::new();
+        let external = maker.external("variable", false);
+        let edges = vec![edge(0, EdgeKind::from_x86_64(22), external, 0)];
+        let block = maker.section(".text", MemProt::RX, &[0; 8], edges);
+        if is_live {
+            maker.global("f", block);
+        }
+        let mut graph = maker.finish();
+        match link(&mut graph, 0x1000, &[]) {
+            Ok(_) => assert!(!is_live),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(is_live && text.contains("R_X86_64_GOTTPOFF") && text.contains("variable"), "{text}");
+            }
+        }
+    }
+}
+
+/// The functions that the C library defines for each program pass the object's own handle, which holds its address.
+#[test]
+fn support_functions() {
+    let mut maker = Maker::new();
+    let atexit = maker.external("atexit", false);
+    let edges = vec![edge(1, EdgeKind::Branch32, atexit, -4)];
+    let block = maker.section(".text", MemProt::RX, &[0xe8, 0, 0, 0, 0, 0xc3, 0, 0], edges);
+    maker.global("main", block);
+    let mut graph = maker.finish();
+    let far = 0x10_0000;
+    let segments = link(&mut graph, 0x7f00_0000_0000, &[("__cxa_atexit", far)]).unwrap();
+    let handle = graph.dso_handle().unwrap().as_u64();
+    let offset = (handle - segments[0].0.start().as_u64()) as usize;
+    assert_eq!(u64::from_le_bytes(segments[0].1[offset..offset + 8].try_into().unwrap()), handle);
+    assert_eq!(graph.externals().map(|id| graph.symbol_name(id).to_owned()).collect::<Vec<_>>(), ["__cxa_atexit"]);
+}
+
+/// A group that lost takes its sections with it: references to what it defined for others become external, and one to
+/// what was its own is an error.
+#[test]
+fn discarded_groups() {
+    for refers_to_local in [false, true] {
+        let mut maker = Maker::new();
+        let comdat = maker.builder.add_comdat(Text::Own("inline_function"));
+        let group = AllocGroup::standard(MemProt::RX);
+        let (content, align) = (Content::Own(vec![0xc3; 8]), Align::ONE);
+        let (_, inline) = maker.builder.add_section(
+            Text::Own(".text.inline"),
+            SectionKind::Regular,
+            group,
+            Some(comdat),
+            false,
+            content,
+            8,
+            align,
+        );
+        let visible = maker.global("inline_function", inline);
+        let local = maker.symbol("", Place::Defined { block: inline, offset: 4 }, Scope::Local);
+        let target = if refers_to_local { local } else { visible };
+        let edges = vec![edge(0, EdgeKind::Pointer64, target, 0)];
+        let table = maker.section(".data", MemProt::RW, &[0; 8], edges);
+        maker.global("table", table);
+        let mut graph = maker.finish();
+        graph.discard_comdat(comdat_of(&graph));
+        let linked = link(&mut graph, 0x1000, &[("inline_function", 0x5000)]);
+        if refers_to_local {
+            assert!(matches!(linked, Err(LinkError::DiscardedTarget { .. })), "{linked:?}");
+        } else {
+            let segments = linked.unwrap();
+            assert_eq!((segments.len(), &segments[0].1[..2]), (1, &[0x00, 0x50][..]));
+        }
+    }
+}
+
+fn comdat_of(graph: &LinkGraph) -> farlink_graph::ComdatId {
+    graph.comdats().next().unwrap()
+}
+
+/// Zero fill comes after content and takes no bytes; alignments hold; too large ones are refused.
+#[test]
+fn layout_of_zero_fill() {
+    let mut maker = Maker::new();
+    let group = AllocGroup::standard(MemProt::RW);
+    let mut add = |name, content, size, align| {
+        let align = Align::new(align).unwrap();
+        maker.builder.add_section(Text::Own(name), SectionKind::Regular, group, None, true, content, size, align)
+    };
+    add(".bss", Content::ZeroFill, 4 << 30, 4096);
+    add(".data", Content::Own(vec![1; 10]), 10, 1);
+    add(".data2", Content::Own(vec![2; 3]), 3, 16);
+    let mut graph = maker.finish();
+    prune(&mut graph);
+    let segments = lay_out(&graph).unwrap().segments();
+    assert_eq!((segments.len(), segments[0].content_bytes), (1, 19));
+    assert_eq!(segments[0].content_bytes + segments[0].zero_fill_bytes, 4096 + (4 << 30));
+    assert_eq!(segments[0].align.bytes(), 4096);
+
+    let mut maker = Maker::new();
+    let content = Content::Own(vec![1]);
+    let align = Align::new(4 << 20).unwrap();
+    maker.builder.add_section(Text::Own(".data"), SectionKind::Regular, group, None, true, content, 1, align);
+    let mut graph = maker.finish();
+    prune(&mut graph);
+    assert!(matches!(lay_out(&graph), Err(LinkError::TooLarge { .. })));
+}
