@@ -1,1 +1,34 @@
-//! TODO
+//! The process that runs linked code: a server for one controller, and what linked code needs at run time.
+//!
+//! Everything a controller can ask for is a wrapper function at an address that is announced when the session begins
+//! ([`farlink_wire::functions`] lists them); a call names an address, of such a function or of linked code. The
+//! services:
+//!
+//! - `services::memory`: reserved ranges and what is finalized in them, shared and private
+//! - `services::dylib`: shared libraries and their symbols
+//! - `services::calls`: `main`, other functions, whole programs
+//! - `services::lifecycle`: initializers, and what objects leave for their end
+//! - `services::unwind`: unwind information
+//! - `services::access`: reading and writing memory
+//!
+//! [`run`] serves a controller over a transport until the connection ends; [`local`] is the same without a connection,
+//! for a controller in this process.
+
+#![deny(unsafe_code)]
+
+mod args;
+mod local;
+mod main_thread;
+mod registry;
+mod server;
+#[allow(unsafe_code)]
+mod services;
+#[allow(unsafe_code)]
+mod signals;
+#[allow(unsafe_code)]
+mod wrap;
+
+pub use args::main_with_args;
+pub use local::local;
+pub use server::run;
+pub use signals::restore_default_signals;

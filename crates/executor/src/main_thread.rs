@@ -1,0 +1,67 @@
+//! The process's main thread, for what runs there natively: `main`, and initializers before it.
+//!
+//! In an executor's process it waits for jobs. In a process that is not an executor, or while a job runs, jobs run on
+//! the thread that has them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The way to the main thread, while it serves.
+static SERVING: Mutex<Option<Sender<Job>>> = Mutex::new(None);
+
+/// Whether the main thread has a job.
+static IS_BUSY: AtomicBool = AtomicBool::new(false);
+
+fn serving() -> MutexGuard<'static, Option<Sender<Job>>> {
+    // Nothing that can panic runs under this lock.
+    SERVING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `job` on the main thread if that is waiting for one, else here; gives its result.
+pub(crate) fn run<R: Send + 'static>(job: impl FnOnce() -> R + Send + 'static) -> R {
+    if IS_BUSY.swap(true, Ordering::Acquire) {
+        return job();
+    }
+    let Some(main_thread) = serving().clone() else {
+        IS_BUSY.store(false, Ordering::Release);
+        return job();
+    };
+    let (result_sender, result) = sync_channel(1);
+    let boxed: Job = Box::new(move || {
+        let outcome = catch_unwind(AssertUnwindSafe(job));
+        // The main thread takes the next job before whoever has this result can send one.
+        IS_BUSY.store(false, Ordering::Release);
+        let _ = result_sender.send(outcome);
+    });
+    main_thread.send(boxed).expect("the main thread takes jobs as long as there is a way to send them");
+    match result.recv().expect("the main thread runs each job to its end") {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The main thread's end of the way.
+pub(crate) struct Jobs(Receiver<Job>);
+
+/// Announces that the calling thread, which has to be the main one, will [`serve`]: jobs may be sent from now on.
+pub(crate) fn prepare() -> Jobs {
+    let (sender, jobs) = channel();
+    *serving() = Some(sender);
+    Jobs(jobs)
+}
+
+/// Runs jobs until [`stop`] is called and those that were sent before have run.
+pub(crate) fn serve(jobs: &Jobs) {
+    for job in &jobs.0 {
+        job();
+    }
+}
+
+/// Ends [`serve`], at once if it waits, else after the job that runs.
+pub(crate) fn stop() {
+    serving().take();
+}

@@ -1,0 +1,67 @@
+//! The sessions of this process, by the tokens that stand for them.
+//!
+//! A controller sends a token back with each call as the `instance` of a service. It is a number that is looked up,
+//! never an address that is followed.
+
+use farlink_addr::ExecutorAddr;
+use farlink_mem::MemoryService;
+use farlink_rpc::Endpoint;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+/// What belongs to one session.
+#[derive(Default)]
+pub(crate) struct Session {
+    /// Memory that the controller shares.
+    pub(crate) shared: MemoryService,
+    /// Memory whose content arrives in messages.
+    pub(crate) private: MemoryService,
+    /// The connection to the controller; none for a controller in this process.
+    pub(crate) endpoint: OnceLock<Endpoint>,
+}
+
+impl Session {
+    /// Tears down the session's memory, the newest allocation first.
+    pub(crate) fn shut_down(&self) -> Result<(), String> {
+        let results = [self.shared.shut_down(), self.private.shut_down()];
+        let texts: Vec<_> =
+            results.into_iter().filter_map(|result| result.err().map(|error| error.to_string())).collect();
+        if texts.is_empty() { Ok(()) } else { Err(texts.join("\n")) }
+    }
+}
+
+static SESSIONS: LazyLock<Mutex<HashMap<u64, Weak<Session>>>> = LazyLock::new(Mutex::default);
+
+fn lock() -> MutexGuard<'static, HashMap<u64, Weak<Session>>> {
+    // No code that can panic half-way through a change runs under this lock.
+    SESSIONS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A session and the token that stands for it while this lives.
+pub(crate) struct Registered {
+    pub(crate) session: Arc<Session>,
+    pub(crate) token: ExecutorAddr,
+}
+
+impl Registered {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let session = Arc::<Session>::default();
+        let token = NEXT.fetch_add(1, Ordering::Relaxed);
+        lock().insert(token, Arc::downgrade(&session));
+        Self { session, token: ExecutorAddr::new(token) }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        lock().remove(&self.token.as_u64());
+    }
+}
+
+/// Returns the session that `token` stands for.
+pub(crate) fn session(token: ExecutorAddr) -> Result<Arc<Session>, String> {
+    let session = lock().get(&token.as_u64()).and_then(Weak::upgrade);
+    session.ok_or_else(|| format!("{token} is no instance of this service"))
+}

@@ -1,0 +1,94 @@
+//! Serving one controller, from the first message to the end of the process.
+
+use crate::registry::{Registered, Session};
+use crate::{main_thread, services};
+use farlink_addr::ExecutorAddr;
+use farlink_mem::wrapper::call_wrapper;
+use farlink_rpc::{Disconnected, Endpoint, Handler, Options, Transport, accept};
+use farlink_wire::functions::{
+    DISPATCH_CONTEXT, DYLIB_INSTANCE, FARLINK_VERSION, PID_KEY, SHARED_INSTANCE, SIMPLE_INSTANCE, VERSION_KEY,
+};
+use farlink_wire::setup::ExecutorInfo;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+/// How long calls that are running when the connection ends may take to return. An executor does not outlive its
+/// controller by more.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Returns what an executor of this process announces: `token` stands for the session.
+pub(crate) fn announcement(token: ExecutorAddr) -> ExecutorInfo {
+    let mut info = ExecutorInfo {
+        triple: format!("{}-unknown-linux-gnu", std::env::consts::ARCH),
+        page_size: farlink_mem::page_size().bytes(),
+        ..ExecutorInfo::default()
+    };
+    info.set_value(VERSION_KEY, &FARLINK_VERSION);
+    info.set_value(PID_KEY, &u64::from(std::process::id()));
+    for instance in [SHARED_INSTANCE, SIMPLE_INSTANCE, DYLIB_INSTANCE, DISPATCH_CONTEXT] {
+        info.bootstrap_symbols.push((instance.to_owned(), token));
+    }
+    services::announce(&mut info);
+    info
+}
+
+/// Calls what the controller names.
+struct Calls;
+
+impl Handler for Calls {
+    #[allow(unsafe_code)]
+    fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Result<Vec<u8>, String> {
+        // SAFETY: the controller names a function of this process, announced or linked. The executor trusts its
+        // controller with its own memory; the null address is refused.
+        unsafe { call_wrapper(function, &args) }
+    }
+}
+
+/// Serves the controller at the other end of `transport` until the connection ends; gives the exit status.
+///
+/// Must be called on the process's main thread, where linked programs run. If linked code is still running shortly
+/// after the connection has ended, the process ends at once.
+///
+/// # Errors
+///
+/// Fails if the first message cannot be sent.
+pub fn run(transport: Transport, options: Options) -> std::io::Result<i32> {
+    let registered = Registered::new();
+    let info = announcement(registered.token);
+    let jobs = main_thread::prepare();
+    let endpoint = accept(transport, &info, Arc::new(Calls), options)?;
+    // Set once, here.
+    let _ = registered.session.endpoint.set(endpoint.clone());
+    let session = Arc::clone(&registered.session);
+    let watcher = thread::spawn(move || watch(&endpoint, &session));
+    main_thread::serve(&jobs);
+    // The watcher panics only if the services do.
+    Ok(watcher.join().unwrap_or(1))
+}
+
+/// Waits for the end of the connection, then ends the session, or the process if it is busy.
+fn watch(endpoint: &Endpoint, session: &Session) -> i32 {
+    let reason = endpoint.wait_disconnected();
+    let mut status = exit_status(&reason);
+    if !endpoint.wait_quiet(GRACE) {
+        services::end_process(status);
+    }
+    if let Err(text) = session.shut_down() {
+        eprintln!("farlink-executor: while ending: {text}");
+        status = status.max(1);
+    }
+    main_thread::stop();
+    status
+}
+
+/// Returns the exit status for the end of a connection, and says what was wrong if something was.
+fn exit_status(reason: &Disconnected) -> i32 {
+    match reason {
+        Disconnected::Hangup | Disconnected::Eof | Disconnected::Local => 0,
+        reason => {
+            eprintln!("farlink-executor: {reason}");
+            1
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Shared libraries of this process, by handles that are checked before the dynamic linker sees them.
+//!
+//! A library that was opened stays open: linked code may hold addresses in it.
+
+use crate::wrap::{OutOfBand, wrappers};
+use farlink_addr::ExecutorAddr;
+use farlink_wire::functions::Expected;
+use farlink_wire::msg::{LookupName, SymbolDef};
+use std::collections::HashSet;
+use std::ffi::{CStr, CString, c_void};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+wrappers! { announce:
+    DYLIB_OPEN => dylib_open = open;
+    DYLIB_RESOLVE => dylib_resolve = resolve_one;
+    RESOLVE => resolve = resolve_in_order;
+}
+
+/// The handles that `dlopen` has given.
+static HANDLES: LazyLock<Mutex<HashSet<u64>>> = LazyLock::new(Mutex::default);
+
+fn handles() -> MutexGuard<'static, HashSet<u64>> {
+    // Nothing that can panic runs under this lock.
+    HANDLES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens a library, or with an empty path the process itself.
+fn open((_, path, mode): (ExecutorAddr, String, u64)) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+    if mode != 0 {
+        return Ok(Err(format!("open: the mode has to be 0, not {mode:#x}")));
+    }
+    let Ok(path) = CString::new(path) else { return Ok(Err("open: the path has a NUL".to_owned())) };
+    let name = if path.is_empty() { std::ptr::null() } else { path.as_ptr() };
+    // SAFETY: the name is null or a C string that lives until the call returns. Initializers of a library run, as the
+    // controller asks for.
+    let handle = unsafe { libc::dlopen(name, libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
+    if handle.is_null() {
+        return Ok(Err(dl_error()));
+    }
+    handles().insert(handle as u64);
+    Ok(Ok(ExecutorAddr::new(handle as u64)))
+}
+
+fn dl_error() -> String {
+    // SAFETY: dlerror has no requirement; it gives the text of this thread's last error.
+    let text = unsafe { libc::dlerror() };
+    if text.is_null() {
+        return "the dynamic linker gives no reason".to_owned();
+    }
+    // SAFETY: the text is a C string that lives until this thread's next call of the dynamic linker.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+fn check(handle: ExecutorAddr) -> Result<*mut c_void, String> {
+    let known = handles().contains(&handle.as_u64());
+    if known { Ok(handle.as_u64() as *mut c_void) } else { Err(format!("{handle} is no handle of a library")) }
+}
+
+/// Returns the address of a symbol in the library that was given this handle.
+fn find(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: the handle is one that dlopen gave (`check`) and that is never closed; the name is a C string.
+    let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
+    (!address.is_null()).then(|| ExecutorAddr::new(address as u64))
+}
+
+type Definitions = Vec<Option<SymbolDef>>;
+
+/// LLVM's resolve: a name that is missing is absent if it is required, else at the null address.
+fn resolve_one((handle, names): (ExecutorAddr, Vec<LookupName>)) -> Result<Expected<Definitions>, OutOfBand> {
+    let handle = match check(handle) {
+        Ok(handle) => handle,
+        Err(text) => return Ok(Err(text)),
+    };
+    let resolve = |name: LookupName| match find(handle, &name.name) {
+        _ if name.name.is_empty() => None,
+        Some(address) => Some(SymbolDef::exported(address)),
+        None if name.required => None,
+        None => Some(SymbolDef::exported(ExecutorAddr::NULL)),
+    };
+    Ok(Ok(names.into_iter().map(resolve).collect()))
+}
+
+type Addresses = Vec<Option<ExecutorAddr>>;
+
+/// The address of each name in the first library that has it.
+fn resolve_in_order((libraries, names): (Vec<ExecutorAddr>, Vec<String>)) -> Result<Expected<Addresses>, OutOfBand> {
+    let libraries: Result<Vec<_>, _> = libraries.into_iter().map(check).collect();
+    Ok(libraries.map(|libraries| {
+        let first = |name: &String| libraries.iter().find_map(|&library| find(library, name));
+        names.iter().map(first).collect()
+    }))
+}

@@ -1,0 +1,108 @@
+//! Memory: ranges that the controller shares (POSIX shared memory), and private ones whose content arrives in messages.
+
+use crate::registry::session;
+use crate::wrap::{self, OutOfBand, wrappers};
+use farlink_addr::ExecutorAddr;
+use farlink_mem::wrapper::WrapperResult;
+use farlink_mem::{Allocation, Error};
+use farlink_wire::functions::{Expected, SIMPLE_INITIALIZE, SIMPLE_INITIALIZE_BATCH};
+use farlink_wire::msg::{FinalizeRequest, Segment, SharedFinalizeRequest};
+use farlink_wire::setup::ExecutorInfo;
+use farlink_wire::sps::{Blob, SpsError};
+
+wrappers! { announce_plain:
+    SHARED_RESERVE => shared_reserve = reserve_shared;
+    SHARED_INITIALIZE => shared_initialize = initialize_shared;
+    SHARED_INITIALIZE_BATCH => shared_initialize_batch = initialize_shared_batch;
+    SHARED_DEINITIALIZE => shared_deinitialize = deinitialize_shared;
+    SHARED_RELEASE => shared_release = release_shared;
+    SIMPLE_RESERVE => simple_reserve = reserve_simple;
+    SIMPLE_DEINITIALIZE => simple_deinitialize = deinitialize_simple;
+    SIMPLE_RELEASE => simple_release = release_simple;
+}
+
+/// Announces the functions of both services.
+pub(crate) fn announce(info: &mut ExecutorInfo) {
+    announce_plain(info);
+    SIMPLE_INITIALIZE.announce(wrap::address(simple_initialize), info);
+    SIMPLE_INITIALIZE_BATCH.announce(wrap::address(simple_initialize_batch), info);
+}
+
+type Keys = Vec<ExecutorAddr>;
+
+fn text<T>(result: Result<T, Error>) -> Expected<T> {
+    result.map_err(|error| error.to_string())
+}
+
+fn reserve_shared((instance, bytes): (ExecutorAddr, u64)) -> Result<Expected<(ExecutorAddr, String)>, OutOfBand> {
+    let reserved = session(instance)?.shared.reserve_shared(bytes);
+    Ok(text(reserved.map(|(range, name)| (range.start(), name))))
+}
+
+fn shared_allocation((base, request): (ExecutorAddr, SharedFinalizeRequest)) -> Allocation<'static> {
+    let segments = request.segments.into_iter().map(|segment| Segment {
+        group: segment.group,
+        addr: segment.addr,
+        size: segment.size,
+        content: Blob::default(),
+    });
+    Allocation { slab: Some(base), segments: segments.collect(), actions: request.actions }
+}
+
+fn initialize_shared(
+    (instance, base, request): (ExecutorAddr, ExecutorAddr, SharedFinalizeRequest),
+) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+    let keys = session(instance)?.shared.initialize(vec![shared_allocation((base, request))]);
+    Ok(text(keys).map(|keys| keys[0]))
+}
+
+fn initialize_shared_batch(
+    (instance, requests): (ExecutorAddr, Vec<(ExecutorAddr, SharedFinalizeRequest)>),
+) -> Result<Expected<Keys>, OutOfBand> {
+    Ok(text(session(instance)?.shared.initialize(requests.into_iter().map(shared_allocation).collect())))
+}
+
+fn deinitialize_shared((instance, keys): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
+    Ok(SpsError(text(session(instance)?.shared.deinitialize(&keys))))
+}
+
+fn release_shared((instance, bases): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
+    Ok(SpsError(text(session(instance)?.shared.release(&bases))))
+}
+
+fn reserve_simple((instance, bytes): (ExecutorAddr, u64)) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+    Ok(text(session(instance)?.private.reserve_private(bytes).map(|range| range.start())))
+}
+
+fn simple_allocation(request: FinalizeRequest<'_>) -> Allocation<'_> {
+    Allocation { slab: None, segments: request.segments, actions: request.actions }
+}
+
+/// Content is copied once, from the message to its place, so these two take their arguments undecoded.
+unsafe extern "C" fn simple_initialize(args: *const u8, size: usize) -> WrapperResult {
+    let initialize = |bytes: &[u8]| {
+        let (instance, request) = wrap::decode::<(ExecutorAddr, _)>(SIMPLE_INITIALIZE.name(), bytes)?;
+        let keys = session(instance)?.private.initialize(vec![simple_allocation(request)]);
+        Ok(text(keys).map(|keys| keys[0]))
+    };
+    // SAFETY: whoever calls a wrapper function passes `size` bytes.
+    unsafe { wrap::call_with_bytes(SIMPLE_INITIALIZE.name(), args, size, initialize) }
+}
+
+unsafe extern "C" fn simple_initialize_batch(args: *const u8, size: usize) -> WrapperResult {
+    let initialize = |bytes: &[u8]| {
+        let (instance, requests) = wrap::decode::<(ExecutorAddr, Vec<_>)>(SIMPLE_INITIALIZE_BATCH.name(), bytes)?;
+        let keys = session(instance)?.private.initialize(requests.into_iter().map(simple_allocation).collect());
+        Ok(text(keys))
+    };
+    // SAFETY: whoever calls a wrapper function passes `size` bytes.
+    unsafe { wrap::call_with_bytes(SIMPLE_INITIALIZE_BATCH.name(), args, size, initialize) }
+}
+
+fn deinitialize_simple((instance, keys): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
+    Ok(SpsError(text(session(instance)?.private.deinitialize(&keys))))
+}
+
+fn release_simple((instance, bases): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
+    Ok(SpsError(text(session(instance)?.private.release(&bases))))
+}

@@ -1,0 +1,24 @@
+//! What a controller can ask for. Each service is a table of wrapper functions and the Rust functions behind them.
+
+mod access;
+mod calls;
+mod dispatch;
+mod dylib;
+mod lifecycle;
+mod memory;
+mod unwind;
+
+use farlink_wire::setup::ExecutorInfo;
+
+pub(crate) use calls::end_process;
+
+/// Announces every function.
+pub(crate) fn announce(info: &mut ExecutorInfo) {
+    memory::announce(info);
+    dylib::announce(info);
+    calls::announce(info);
+    lifecycle::announce(info);
+    unwind::announce(info);
+    access::announce(info);
+    dispatch::announce(info);
+}

@@ -1,0 +1,79 @@
+//! Unwind information: telling the process's unwinder about `.eh_frame` sections.
+//!
+//! libgcc takes a section and walks it to the zero word at its end. LLVM's libunwind has another function for whole
+//! sections; where that is in the process, it is the unwinder.
+
+use crate::wrap::{OutOfBand, wrappers};
+use farlink_addr::ExecutorAddrRange;
+use farlink_wire::sps::SpsError;
+use std::collections::HashSet;
+use std::ffi::c_void;
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+
+wrappers! { announce:
+    REGISTER_EH_FRAME => register_eh_frame = register;
+    DEREGISTER_EH_FRAME => deregister_eh_frame = deregister;
+}
+
+unsafe extern "C" {
+    fn __register_frame(begin: *const c_void);
+    fn __deregister_frame(begin: *const c_void);
+}
+
+type FrameFunction = unsafe extern "C" fn(*const c_void);
+
+/// The pair of functions that this process's unwinder has.
+fn functions() -> (FrameFunction, FrameFunction) {
+    static FUNCTIONS: OnceLock<(FrameFunction, FrameFunction)> = OnceLock::new();
+    *FUNCTIONS.get_or_init(|| {
+        let find = |name: &std::ffi::CStr| {
+            // SAFETY: the name is a C string, and the handle means all libraries of the process.
+            let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+            if address.is_null() {
+                return None;
+            }
+            // SAFETY: libunwind's functions of these names have this type.
+            Some(unsafe { std::mem::transmute::<*mut c_void, FrameFunction>(address) })
+        };
+        let add = find(c"__unw_add_dynamic_eh_frame_section");
+        let remove = find(c"__unw_remove_dynamic_eh_frame_section");
+        add.zip(remove).unwrap_or((__register_frame, __deregister_frame))
+    })
+}
+
+/// The sections that are registered: removing another would end the process.
+static SECTIONS: LazyLock<Mutex<HashSet<ExecutorAddrRange>>> = LazyLock::new(Mutex::default);
+
+fn sections() -> MutexGuard<'static, HashSet<ExecutorAddrRange>> {
+    // Nothing that can panic runs under this lock.
+    SECTIONS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Bytes of the zero that ends a section.
+const TERMINATOR_BYTES: u64 = 4;
+
+fn register((section,): (ExecutorAddrRange,)) -> Result<SpsError, OutOfBand> {
+    if section.start().is_null() || section.len() < TERMINATOR_BYTES {
+        return Ok(SpsError(Err(format!("{section} is not a section of unwind information"))));
+    }
+    let end = (section.end().as_u64() - TERMINATOR_BYTES) as usize as *const u32;
+    // SAFETY: the controller names a section that it has linked into this process.
+    if unsafe { end.read_unaligned() } != 0 {
+        return Ok(SpsError(Err(format!("the unwind information at {section} does not end with a zero"))));
+    }
+    if !sections().insert(section) {
+        return Ok(SpsError(Err(format!("the unwind information at {section} is registered already"))));
+    }
+    // SAFETY: the section ends with a zero, so that the unwinder stays inside; it is deregistered before it goes.
+    unsafe { functions().0(section.start().as_u64() as usize as *const c_void) };
+    Ok(SpsError(Ok(())))
+}
+
+fn deregister((section,): (ExecutorAddrRange,)) -> Result<SpsError, OutOfBand> {
+    if !sections().remove(&section) {
+        return Ok(SpsError(Err(format!("the unwind information at {section} is not registered"))));
+    }
+    // SAFETY: the section was registered, once.
+    unsafe { functions().1(section.start().as_u64() as usize as *const c_void) };
+    Ok(SpsError(Ok(())))
+}
