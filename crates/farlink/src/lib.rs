@@ -1,1 +1,34 @@
-//! TODO
+//! Links object code into another process and runs it there.
+//!
+//! ```no_run
+//! let session = farlink::Session::spawn()?;
+//! let library = session.create_library("main");
+//! library.add_object("sum.o", std::fs::read("sum.o").expect("sum.o can be read"))?;
+//! let status = library.run_as_main("main", &["sum".into()])?;
+//! # Ok::<(), farlink::Error>(())
+//! ```
+//!
+//! A [`Session`] is an executor and its memory; a [`Library`] holds objects, archives and shared libraries, and links
+//! what a lookup needs. `ARCHITECTURE.md` shows how a link goes from bytes to running code.
+
+mod batch;
+mod error;
+mod image;
+mod library;
+mod process;
+mod runtime;
+mod session;
+mod table;
+
+pub use batch::PhaseTimes;
+pub use error::{Error, UndefinedSymbol, signal_name};
+pub use image::{Image, ImageSegment};
+pub use library::{Library, Object};
+pub use session::{DEFAULT_RESERVATION_BYTES, Memory, Session, SessionBuilder};
+
+pub use farlink_addr as addr;
+pub use farlink_elf as elf;
+pub use farlink_executor as executor;
+pub use farlink_graph as graph;
+pub use farlink_mem as mem;
+pub use farlink_rpc as rpc;

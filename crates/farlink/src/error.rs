@@ -1,0 +1,192 @@
+//! How sessions, libraries and links fail.
+
+use farlink_rpc::{CallError, SetupError};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Why an operation of a [`Session`](crate::Session) or a [`Library`](crate::Library) failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The executor program could not be started.
+    #[error("cannot start the executor program {}: {error}", program.display())]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// What the system says.
+        error: Arc<std::io::Error>,
+    },
+    /// No executor program was named and none was found.
+    #[error(
+        "the executor program farlink-executor was found neither beside this program nor in PATH; \
+         install it, or name it with SessionBuilder::executor or in FARLINK_EXECUTOR"
+    )]
+    NoExecutor,
+    /// The connection to the executor could not be made.
+    #[error("cannot connect to the executor: {0}")]
+    Connect(Arc<std::io::Error>),
+    /// The executor was started or connected to, but no session came about.
+    #[error("{executor}: {error}{}", ended(how.as_deref()))]
+    Setup {
+        /// Which executor.
+        executor: String,
+        /// What went wrong.
+        error: SetupError,
+        /// How its process ended, if it is a child of this one and has.
+        how: Option<String>,
+    },
+    /// The executor's process ended while it was needed.
+    #[error("the executor {0}")]
+    ExecutorEnded(String),
+    /// A call to the executor failed.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// The executor refused an operation.
+    #[error("the executor cannot {operation}: {text}")]
+    Refused {
+        /// What was asked.
+        operation: &'static str,
+        /// What it answered.
+        text: String,
+    },
+    /// An operation on executor memory failed.
+    #[error(transparent)]
+    Memory(Arc<farlink_mem::Error>),
+    /// An input is not what it has to be.
+    #[error(transparent)]
+    Input(Arc<farlink_elf::ElfError>),
+    /// An object cannot be linked.
+    #[error(transparent)]
+    Link(Arc<farlink_graph::LinkError>),
+    /// Two objects define the same symbol.
+    #[error("{symbol} is defined twice: in {first} and in {second}")]
+    DuplicateDefinition {
+        /// The symbol.
+        symbol: String,
+        /// The object whose definition was there.
+        first: String,
+        /// The object that defines it again.
+        second: String,
+    },
+    /// Symbols are defined nowhere.
+    #[error("{}", undefined(.0))]
+    Undefined(Vec<UndefinedSymbol>),
+    /// An object that others use cannot be removed.
+    #[error("{object} cannot be removed while {} refers to it", .users.join(", "))]
+    InUse {
+        /// The object.
+        object: String,
+        /// The objects that refer to it.
+        users: Vec<String>,
+    },
+    /// The object has been removed already.
+    #[error("the object has been removed already")]
+    Removed,
+    /// Another thread was linking an object that this lookup needs, and failed.
+    #[error("{object}, which is needed here, could not be linked for another lookup")]
+    Dependency {
+        /// The object.
+        object: String,
+    },
+    /// A session without an executor cannot run anything.
+    #[error("this session only links; it has no executor to run code in")]
+    NoExecution,
+    /// The reservation for an image cannot be placed.
+    #[error("an image cannot be linked at {base:#x}: the base must be a multiple of the page size ({page} bytes)")]
+    BadBase {
+        /// The base asked for.
+        base: u64,
+        /// The page size.
+        page: u64,
+    },
+}
+
+/// A symbol that is defined nowhere, and who needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UndefinedSymbol {
+    /// The symbol.
+    pub name: String,
+    /// The objects that refer to it. Empty if it was asked for by name.
+    pub users: Vec<String>,
+}
+
+/// Objects named for one undefined symbol; more are counted.
+const USERS_SHOWN: usize = 3;
+
+fn undefined(symbols: &[UndefinedSymbol]) -> String {
+    let mut text = match symbols.len() {
+        1 => "undefined symbol".to_owned(),
+        count => format!("{count} undefined symbols"),
+    };
+    for symbol in symbols {
+        text += &format!("\n  {}", symbol.name);
+        let shown = symbol.users.iter().take(USERS_SHOWN).map(String::as_str).collect::<Vec<_>>();
+        if !shown.is_empty() {
+            text += &format!(", needed by {}", shown.join(", "));
+        }
+        if symbol.users.len() > USERS_SHOWN {
+            text += &format!(" and {} more", symbol.users.len() - USERS_SHOWN);
+        }
+    }
+    if symbols.iter().any(|symbol| is_cxx_runtime(&symbol.name)) {
+        text +=
+            "\nsome belong to the C++ runtime: link with -l stdc++ (Library::add_shared_library(\"libstdc++.so.6\"))";
+    }
+    text
+}
+
+/// Whether `name` is one that every C++ program needs of its runtime library.
+fn is_cxx_runtime(name: &str) -> bool {
+    name.starts_with("_ZSt") || name.starts_with("_ZNSt") || name.starts_with("_Zn") || name.starts_with("__cxa_throw")
+}
+
+fn ended(how: Option<&str>) -> String {
+    how.map(|how| format!(" (its process {how})")).unwrap_or_default()
+}
+
+macro_rules! shared_sources {
+    ($($source:ty => $variant:ident),*) => {$(
+        impl From<$source> for Error {
+            fn from(error: $source) -> Self {
+                Self::$variant(Arc::new(error))
+            }
+        }
+    )*};
+}
+
+shared_sources!(farlink_mem::Error => Memory, farlink_elf::ElfError => Input, farlink_graph::LinkError => Link);
+
+/// How the process of an executor ended, as a sentence without its subject.
+pub(crate) fn describe_status(status: std::process::ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with status {code}"),
+        (None, Some(signal)) => format!("was killed by {}", signal_name(signal)),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+/// Returns the name of a signal, for example `SIGSEGV`.
+#[must_use]
+pub fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        other => return format!("signal {other}"),
+    };
+    name.to_owned()
+}

@@ -1,0 +1,407 @@
+//! Libraries: objects, archives and shared libraries whose definitions refer to each other (ORC: `JITDylib`).
+//!
+//! Declaring an object parses it and enters its definitions in the library's symbol table. Nothing is linked until a
+//! lookup needs it; then everything that the lookup needs is linked as one batch (see [`crate::batch`]).
+
+use crate::batch::{self, Batch};
+use crate::session::SessionInner;
+use crate::table::{Definition, Strength, SymbolTable};
+use crate::{Error, PhaseTimes};
+use farlink_addr::ExecutorAddr;
+use farlink_elf::Archive;
+use farlink_graph::{Bytes, LinkGraph, Linkage, SymbolId};
+use farlink_mem::FinalizedAlloc;
+use farlink_wire::msg::MainCall;
+use farlink_wire::sps::Blob;
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::process::ExitStatus;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// A set of definitions in a [`Session`](crate::Session), and where else to look for what they refer to. Cheap to
+/// clone.
+///
+/// References are resolved among the library's own objects, then in its archives, then in its shared libraries in
+/// the order in which they were added, then in what the executor's process has loaded. When the last clone is gone,
+/// the library's objects are removed.
+#[derive(Clone)]
+pub struct Library {
+    inner: Arc<LibraryInner>,
+}
+
+/// An object of a library.
+///
+/// Dropping it does nothing: the object stays until it is removed or the library goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Object(ObjectId);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ObjectId(pub(crate) u32);
+
+pub(crate) struct LibraryInner {
+    pub(crate) name: String,
+    pub(crate) session: Arc<SessionInner>,
+    state: Mutex<State>,
+    /// Signalled when an object that was being linked is not any more.
+    settled: Condvar,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) table: SymbolTable,
+    /// Indexed by [`ObjectId`], which is never used again.
+    pub(crate) objects: Vec<ObjectSlot>,
+    pub(crate) archives: Vec<LibraryArchive>,
+    /// Handles of the shared libraries, in the order in which they were added.
+    pub(crate) shared: Vec<ExecutorAddr>,
+    pub(crate) times: PhaseTimes,
+}
+
+pub(crate) struct ObjectSlot {
+    pub(crate) name: String,
+    pub(crate) state: ObjectState,
+    /// The names it defines and the signatures of its COMDAT groups, to be forgotten with it.
+    pub(crate) defines: Vec<Arc<str>>,
+    pub(crate) comdats: Vec<Arc<str>>,
+    /// Objects that this one refers to, once it is being linked.
+    pub(crate) uses: BTreeSet<ObjectId>,
+    /// Objects that refer to this one.
+    pub(crate) users: BTreeSet<ObjectId>,
+}
+
+pub(crate) enum ObjectState {
+    /// Parsed. `prepared` once definitions that do not count have been taken out of the graph.
+    Declared {
+        graph: Box<LinkGraph>,
+        prepared: bool,
+    },
+    /// Some thread is linking it.
+    Linking,
+    Linked(LinkedObject),
+    Removed,
+}
+
+pub(crate) struct LinkedObject {
+    /// Its memory; none if it has no bytes in the executor.
+    pub(crate) memory: Option<FinalizedAlloc>,
+    /// The graph with its addresses, where the session keeps it.
+    pub(crate) graph: Option<Box<LinkGraph>>,
+}
+
+pub(crate) struct LibraryArchive {
+    pub(crate) archive: Archive,
+    /// Members that have been declared, by their position.
+    pub(crate) loaded: HashSet<u64>,
+}
+
+impl State {
+    pub(crate) fn object(&mut self, id: ObjectId) -> &mut ObjectSlot {
+        &mut self.objects[id.0 as usize]
+    }
+
+    /// Enters an object and its definitions.
+    pub(crate) fn declare(&mut self, graph: LinkGraph) -> Result<ObjectId, Error> {
+        let id = ObjectId(u32::try_from(self.objects.len()).expect("fewer objects than fit in memory"));
+        let definitions: Vec<_> = graph.definitions().map(|symbol| (symbol, strength(&graph, symbol))).collect();
+        for &(symbol, strength) in &definitions {
+            let name = graph.symbol_name(symbol);
+            self.table.check(name, strength).map_err(|conflict| Error::DuplicateDefinition {
+                symbol: name.to_owned(),
+                first: conflict.first.map_or("a definition with an address".to_owned(), |object| {
+                    self.objects[object.0 as usize].name.clone()
+                }),
+                second: graph.name().to_owned(),
+            })?;
+        }
+        let definitions = definitions.into_iter().map(|(symbol, strength)| {
+            let definition = Definition { object: Some(id), strength, address: None };
+            self.table.add(graph.symbol_name(symbol), definition)
+        });
+        let defines = definitions.collect();
+        let comdats = graph.comdats().map(|comdat| self.table.add_comdat(graph.comdat_signature(comdat), id)).collect();
+        self.objects.push(ObjectSlot {
+            name: graph.name().to_owned(),
+            state: ObjectState::Declared { graph: Box::new(graph), prepared: false },
+            defines,
+            comdats,
+            uses: BTreeSet::new(),
+            users: BTreeSet::new(),
+        });
+        Ok(id)
+    }
+
+    /// Forgets what an object defined and what it refers to.
+    fn forget(&mut self, id: ObjectId) {
+        let slot = self.object(id);
+        let (defines, comdats) = (std::mem::take(&mut slot.defines), std::mem::take(&mut slot.comdats));
+        for name in defines {
+            self.table.remove(&name, id);
+        }
+        for signature in comdats {
+            self.table.remove_comdat(&signature, id);
+        }
+        self.forget_uses(id);
+    }
+
+    /// Forgets which objects `id` refers to.
+    pub(crate) fn forget_uses(&mut self, id: ObjectId) {
+        for used in std::mem::take(&mut self.object(id).uses) {
+            self.object(used).users.remove(&id);
+        }
+    }
+}
+
+/// How much a definition counts beside others of its name.
+fn strength(graph: &LinkGraph, id: SymbolId) -> Strength {
+    let symbol = graph.symbol(id);
+    match symbol.linkage {
+        Linkage::Common => Strength::Common(symbol.size),
+        Linkage::Strong if graph.symbol_comdat(id).is_none() => Strength::Strong,
+        // Every copy of a COMDAT group is as good as any other.
+        Linkage::Strong | Linkage::Weak => Strength::Weak,
+    }
+}
+
+impl LibraryInner {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state and wakes those who wait for an object to settle.
+    pub(crate) fn settle(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.settled.notify_all();
+    }
+
+    /// Waits until none of `objects` is being linked; gives the state as it is then.
+    pub(crate) fn wait_settled(&self, objects: &[ObjectId]) -> MutexGuard<'_, State> {
+        let linking = |state: &mut State| {
+            objects.iter().any(|&object| matches!(state.object(object).state, ObjectState::Linking))
+        };
+        self.settled.wait_while(self.lock(), linking).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Library {
+    pub(crate) fn new(name: &str, session: Arc<SessionInner>) -> Self {
+        let (state, settled) = (Mutex::default(), Condvar::new());
+        Self { inner: Arc::new(LibraryInner { name: name.to_owned(), session, state, settled }) }
+    }
+
+    /// Returns the library's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Declares a relocatable object. `name` is what errors call it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the bytes are not an object that can be linked, or if it defines a symbol that another object of the
+    /// library defines too, unless one of the definitions is weak.
+    pub fn add_object(&self, name: &str, bytes: impl Into<Bytes>) -> Result<Object, Error> {
+        let start = Instant::now();
+        let graph = farlink_elf::parse_object(name, bytes.into())?;
+        let mut state = self.inner.lock();
+        let id = state.declare(graph)?;
+        state.times.parse += start.elapsed();
+        Ok(Object(id))
+    }
+
+    /// Adds an archive, whose members are declared when something refers to what they define.
+    ///
+    /// `name` is what errors call it. Members of a thin archive are files beside it: for one, `name` has to be its
+    /// path.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the bytes are not an archive.
+    pub fn add_archive(&self, name: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
+        let start = Instant::now();
+        let archive = Archive::parse(name, bytes.into())?;
+        let mut state = self.inner.lock();
+        state.archives.push(LibraryArchive { archive, loaded: HashSet::new() });
+        state.times.parse += start.elapsed();
+        Ok(())
+    }
+
+    /// Opens a shared library in the executor and makes its symbols known to this library.
+    ///
+    /// `path` is a path or a name that the executor's dynamic linker finds. The library stays open.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the executor cannot open it.
+    pub fn add_shared_library(&self, path: &str) -> Result<(), Error> {
+        let session = &self.inner.session;
+        let handle = session.runtime()?.open_library(path).map_err(|error| session.explain(error))?;
+        self.inner.lock().shared.push(handle);
+        Ok(())
+    }
+
+    /// Defines `name` as the address `addr`.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the library defines the name already, unless that definition is weak and not linked yet.
+    pub fn define(&self, name: &str, addr: ExecutorAddr) -> Result<(), Error> {
+        let mut state = self.inner.lock();
+        state.table.check(name, Strength::Strong).map_err(|conflict| Error::DuplicateDefinition {
+            symbol: name.to_owned(),
+            first: conflict.first.map_or("a definition with an address".to_owned(), |object| {
+                state.objects[object.0 as usize].name.clone()
+            }),
+            second: "a definition with an address".to_owned(),
+        })?;
+        state.table.add(name, Definition { object: None, strength: Strength::Strong, address: Some(addr) });
+        Ok(())
+    }
+
+    /// Links what `name` needs, runs its initializers, and returns the symbol's address.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the symbol, or one that it needs, is defined nowhere, if an object cannot be linked, or if the
+    /// executor fails. The library is left as it was: what could not be linked can be looked up again.
+    pub fn lookup(&self, name: &str) -> Result<ExecutorAddr, Error> {
+        Ok(self.lookup_all(&[name])?[0])
+    }
+
+    /// As [`Self::lookup`], for several symbols in one batch; gives their addresses in order.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn lookup_all(&self, names: &[&str]) -> Result<Vec<ExecutorAddr>, Error> {
+        self.link(Batch { names, every_object: false, args: &[] })
+    }
+
+    /// Links every object that has been declared, whether anything refers to it or not, and runs its initializers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn link_all(&self) -> Result<(), Error> {
+        self.link(Batch { names: &[], every_object: true, args: &[] }).map(drop)
+    }
+
+    /// Links every object and calls `entry` as C's `main` on the executor's main thread; gives its result.
+    ///
+    /// `args` are the program's arguments, its own name first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`]; also fails if the executor ends meanwhile.
+    pub fn run_as_main(&self, entry: &str, args: &[OsString]) -> Result<i32, Error> {
+        let call = self.main_call(entry, args)?;
+        let session = &self.inner.session;
+        let result = session.runtime()?.run_as_main(&call).map_err(|error| session.explain(error))?;
+        // C's `main` returns an `int`; the wire has room for more.
+        Ok(result as i32)
+    }
+
+    /// Links every object, calls `entry` as C's `main`, and ends the executor's process with its result, as if the
+    /// program had been linked natively: what it left for its exit runs, and its streams are flushed.
+    ///
+    /// Gives how the process ended. In-process this ends the calling process. An executor that cannot end with its
+    /// program, or is no child of this process, stays; then the status is made from the result of `main`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`]. That the program ended by a signal is not an error.
+    pub fn run_program(&self, entry: &str, args: &[OsString]) -> Result<ExitStatus, Error> {
+        let call = self.main_call(entry, args)?;
+        let session = &self.inner.session;
+        let runtime = session.runtime()?;
+        if session.owns_process() && runtime.can_run_programs() {
+            let Err(error) = runtime.run_program(&call);
+            return match (&error, session.process_end()) {
+                (Error::Call(farlink_rpc::CallError::Disconnected(_)), Some(status)) => Ok(status),
+                _ => Err(error),
+            };
+        }
+        let result = runtime.run_as_main(&call).map_err(|error| session.explain(error))?;
+        // The wait status of a process that exited has its exit status in bits 8 to 15.
+        Ok(std::os::unix::process::ExitStatusExt::from_raw((result as i32 & 0xff) << 8))
+    }
+
+    /// Links every object and returns the call of `entry` with `args`.
+    fn main_call(&self, entry: &str, args: &[OsString]) -> Result<MainCall, Error> {
+        let args: Vec<Blob<'static>> = args.iter().map(|arg| arg.clone().into_vec().into()).collect();
+        let found = self.link(Batch { names: &[entry], every_object: true, args: &args })?;
+        Ok(MainCall { main: found[0], args })
+    }
+
+    fn link(&self, batch: Batch<'_>) -> Result<Vec<ExecutorAddr>, Error> {
+        batch::link(&self.inner, batch).map_err(|error| self.inner.session.explain(error))
+    }
+
+    /// Removes an object: what it left for its end runs, and its memory comes back.
+    ///
+    /// # Errors
+    ///
+    /// Fails, and changes nothing, if other objects refer to it. If what runs at its end fails, the object is gone
+    /// all the same and the error says what failed.
+    pub fn remove(&self, object: Object) -> Result<(), Error> {
+        let memory = {
+            let mut state = self.inner.wait_settled(&[object.0]);
+            let slot = state.objects.get_mut(object.0.0 as usize).ok_or(Error::Removed)?;
+            if !slot.users.is_empty() {
+                let (object, users) = (slot.name.clone(), slot.users.clone());
+                let users = users.into_iter().map(|user| state.object(user).name.clone()).collect();
+                return Err(Error::InUse { object, users });
+            }
+            let memory = match std::mem::replace(&mut slot.state, ObjectState::Removed) {
+                ObjectState::Declared { .. } => None,
+                ObjectState::Linked(linked) => linked.memory,
+                ObjectState::Removed => return Err(Error::Removed),
+                ObjectState::Linking => unreachable!("the object has settled"),
+            };
+            state.forget(object.0);
+            memory
+        };
+        let session = &self.inner.session;
+        match memory {
+            Some(memory) => {
+                session.memory.deallocate(vec![memory]).wait().map_err(|error| session.explain(error.into()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Returns how long the phases of this library's links took so far.
+    #[must_use]
+    pub fn phase_times(&self) -> PhaseTimes {
+        self.inner.lock().times
+    }
+
+    /// Returns the linked objects with their addresses, where the session keeps them: see
+    /// [`SessionBuilder::image`](crate::SessionBuilder::image).
+    #[must_use]
+    pub fn linked_graphs(&self) -> Vec<LinkGraph> {
+        let mut state = self.inner.lock();
+        let linked = state.objects.iter_mut().filter_map(|slot| match &mut slot.state {
+            ObjectState::Linked(linked) => linked.graph.take().map(|graph| *graph),
+            _ => None,
+        });
+        linked.collect()
+    }
+}
+
+impl Drop for LibraryInner {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let linked = state.objects.iter_mut().filter_map(|slot| match &mut slot.state {
+            ObjectState::Linked(linked) => linked.memory.take(),
+            _ => None,
+        });
+        let memory: Vec<_> = linked.collect();
+        if !memory.is_empty() {
+            // Nobody is left to be told that something failed at its end; the memory comes back all the same.
+            let _ = self.session.memory.deallocate(memory).wait();
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What a session asks of its executor besides memory: libraries, symbols, initializers and calls.
+
+use crate::Error;
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
+use farlink_rpc::Executor;
+use farlink_wire::functions::{
+    DEREGISTER_EH_FRAME, DYLIB_INSTANCE, DYLIB_OPEN, DYLIB_RESOLVE, Expected, REGISTER_EH_FRAME, RESOLVE, RUN_AS_MAIN,
+    RUN_EXITS, RUN_INITIALIZERS, RUN_PROGRAM,
+};
+use farlink_wire::msg::{ActionPair, LookupName, MainCall, RunInitializers, WrapperFunctionCall};
+use farlink_wire::sps::SpsError;
+use std::sync::{Mutex, PoisonError};
+
+pub(crate) struct Runtime {
+    executor: Executor,
+    /// Handle of the executor's process among its libraries, once asked for.
+    process: Mutex<Option<ExecutorAddr>>,
+}
+
+impl Runtime {
+    pub(crate) fn new(executor: Executor) -> Self {
+        Self { executor, process: Mutex::new(None) }
+    }
+
+    /// Opens a shared library in the executor. An empty path is the process itself.
+    pub(crate) fn open_library(&self, path: &str) -> Result<ExecutorAddr, Error> {
+        let instance = self.executor.object(DYLIB_INSTANCE)?;
+        let open = self.executor.bind(DYLIB_OPEN)?;
+        answer("open the shared library", open.call(&(instance, path.to_owned(), 0)).wait()?)
+    }
+
+    fn process_handle(&self) -> Result<ExecutorAddr, Error> {
+        let known = *self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = known {
+            return Ok(handle);
+        }
+        // Two threads may both ask; every answer names the process.
+        let handle = self.open_library("")?;
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
+        Ok(handle)
+    }
+
+    /// Returns the address of each name in the first of `libraries`, or else in the process, that has it.
+    pub(crate) fn resolve(
+        &self,
+        libraries: &[ExecutorAddr],
+        names: &[String],
+    ) -> Result<Vec<Option<ExecutorAddr>>, Error> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut handles = libraries.to_vec();
+        handles.push(self.process_handle()?);
+        let found = if self.executor.offers(RESOLVE) {
+            let call = self.executor.bind(RESOLVE)?.call(&(handles, names.to_vec()));
+            answer("resolve symbols", call.wait()?)?
+        } else {
+            self.resolve_one_by_one(&handles, names)?
+        };
+        if found.len() != names.len() {
+            let text = format!("{} addresses came back for {} names", found.len(), names.len());
+            return Err(Error::Refused { operation: "resolve symbols", text });
+        }
+        Ok(found)
+    }
+
+    /// As [`Self::resolve`], for an executor that searches one library in a call: all calls are sent, then awaited.
+    fn resolve_one_by_one(
+        &self,
+        handles: &[ExecutorAddr],
+        names: &[String],
+    ) -> Result<Vec<Option<ExecutorAddr>>, Error> {
+        let resolve = self.executor.bind(DYLIB_RESOLVE)?;
+        let set: Vec<_> = names.iter().map(|name| LookupName { name: name.clone(), required: false }).collect();
+        let calls: Vec<_> = handles.iter().map(|&handle| resolve.call(&(handle, set.clone()))).collect();
+        let mut found = vec![None; names.len()];
+        for call in calls {
+            let definitions = answer("resolve symbols", call.wait()?)?;
+            for (found, definition) in found.iter_mut().zip(definitions) {
+                *found = found.or(definition.map(|definition| definition.addr).filter(|addr| !addr.is_null()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the actions that register an `.eh_frame` section with the executor's unwinder and remove it again.
+    pub(crate) fn eh_frame_actions(&self, section: ExecutorAddrRange) -> Result<ActionPair, Error> {
+        let register = self.executor.bind(REGISTER_EH_FRAME)?.addr();
+        let deregister = self.executor.bind(DEREGISTER_EH_FRAME)?.addr();
+        Ok(ActionPair {
+            finalize: Some(WrapperFunctionCall::new(register, &(section,))),
+            dealloc: Some(WrapperFunctionCall::new(deregister, &(section,))),
+        })
+    }
+
+    /// Returns the action that runs what an object left for its end.
+    pub(crate) fn exits_action(&self, dso_handle: ExecutorAddr) -> Result<ActionPair, Error> {
+        let exits = self.executor.bind(RUN_EXITS)?.addr();
+        Ok(ActionPair { finalize: None, dealloc: Some(WrapperFunctionCall::new(exits, &(dso_handle,))) })
+    }
+
+    pub(crate) fn run_initializers(&self, request: &RunInitializers) -> Result<(), Error> {
+        let SpsError(result) = self.executor.bind(RUN_INITIALIZERS)?.call(request).wait()?;
+        answer("run initializers", result)
+    }
+
+    pub(crate) fn run_as_main(&self, call: &MainCall) -> Result<i64, Error> {
+        Ok(self.executor.bind(RUN_AS_MAIN)?.call(call).wait()?)
+    }
+
+    /// Runs `main` and then ends the executor's process. Returns only with why that was not possible, or with the
+    /// end of the connection.
+    pub(crate) fn run_program(&self, call: &MainCall) -> Result<std::convert::Infallible, Error> {
+        let SpsError(result) = self.executor.bind(RUN_PROGRAM)?.call(call).wait()?;
+        answer("run the program", result)?;
+        let unexpected = "the program's end was answered instead of ending the process";
+        Err(Error::Refused { operation: "run the program", text: unexpected.to_owned() })
+    }
+
+    /// Whether programs can be run to the end of the executor's process.
+    pub(crate) fn can_run_programs(&self) -> bool {
+        self.executor.offers(RUN_PROGRAM)
+    }
+}
+
+fn answer<T>(operation: &'static str, answer: Expected<T>) -> Result<T, Error> {
+    answer.map_err(|text| Error::Refused { operation, text })
+}

@@ -1,0 +1,308 @@
+//! A session: an executor, its memory, and the libraries linked into it.
+
+use crate::image::{Image, ImageMapper};
+use crate::process::{Process, Program};
+use crate::runtime::Runtime;
+use crate::{Error, Library};
+use farlink_addr::{ExecutorAddr, PageSize};
+use farlink_mem::{InProcessMapper, MemoryManager, MemoryMapper, MemoryStats, RemoteMapper, SharedMemoryMapper};
+use farlink_rpc::{Endpoint, Executor, Handler, Options, Transport, connect};
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::Arc;
+
+/// How linked code reaches the executor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Memory {
+    /// POSIX shared memory: both processes map the same pages, nothing is copied.
+    #[default]
+    Posix,
+    /// Messages carry the content: for executors that share no memory with this process.
+    Remote,
+}
+
+/// Bytes of address space that are reserved at once: 1 GiB. Pages are used only as they are written.
+pub const DEFAULT_RESERVATION_BYTES: u64 = 1 << 30;
+
+/// What a session is made of.
+#[derive(Clone, Debug)]
+pub struct SessionBuilder {
+    program: Option<Program>,
+    memory: Memory,
+    reservation_bytes: u64,
+    options: Options,
+}
+
+impl Default for SessionBuilder {
+    fn default() -> Self {
+        // The executor is told that its controller is farlink, so it may answer with out-of-band errors.
+        let options = Options { out_of_band_results: true, ..Options::default() };
+        Self { program: None, memory: Memory::default(), reservation_bytes: DEFAULT_RESERVATION_BYTES, options }
+    }
+}
+
+impl SessionBuilder {
+    /// Names the executor program, and arguments to put before those that farlink adds.
+    ///
+    /// Without this, `farlink-executor` is looked for: in the environment variable `FARLINK_EXECUTOR`, beside this
+    /// program, and in `PATH`.
+    #[must_use]
+    pub fn executor(mut self, path: impl Into<PathBuf>, args: Vec<OsString>) -> Self {
+        self.program = Some(Program { path: path.into(), args });
+        self
+    }
+
+    /// Chooses how linked code reaches the executor.
+    #[must_use]
+    pub fn memory(mut self, memory: Memory) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Sets how many bytes of address space are reserved at once.
+    #[must_use]
+    pub fn reservation_bytes(mut self, bytes: u64) -> Self {
+        self.reservation_bytes = bytes;
+        self
+    }
+
+    /// Starts an executor in a process of its own, with this process's standard streams and environment.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the program cannot be started, or does not introduce itself as an executor.
+    pub fn spawn(self) -> Result<Session, Error> {
+        let program = self.program.clone().map_or_else(Program::find, Ok)?;
+        let (process, info) = Process::start(&program, Arc::new(NoCallbacks), self.options.clone())?;
+        let endpoint = process.endpoint().clone();
+        let executor = Executor::new(info, Arc::new(endpoint)).map_err(|error| Error::Setup {
+            executor: program.path.display().to_string(),
+            error,
+            how: None,
+        })?;
+        self.session(executor, Connection::Process(process))
+    }
+
+    /// Talks to an executor over `transport`.
+    ///
+    /// # Errors
+    ///
+    /// Fails if what is at the other end does not introduce itself as an executor.
+    pub fn connect(self, transport: Transport) -> Result<Session, Error> {
+        let setup_error = |error| Error::Setup { executor: "the executor connected to".to_owned(), error, how: None };
+        let (endpoint, info) = connect(transport, Arc::new(NoCallbacks), self.options.clone()).map_err(setup_error)?;
+        let executor = Executor::new(info, Arc::new(endpoint.clone())).map_err(setup_error)?;
+        self.session(executor, Connection::Endpoint(endpoint))
+    }
+
+    /// Runs linked code in this process.
+    ///
+    /// # Errors
+    ///
+    /// Fails if this process cannot be an executor.
+    pub fn in_process(self) -> Result<Session, Error> {
+        let executor = farlink_executor::local();
+        let mapper = Arc::new(InProcessMapper::new());
+        Ok(self.with_mapper(executor, mapper, Connection::InProcess))
+    }
+
+    /// Links without an executor, from the address `base` upward: nothing runs, and the linked bytes can be had.
+    ///
+    /// Symbols that no library defines are an error, or have the address 0 if `undefined_zero` is set. The graphs of
+    /// linked objects are kept for [`Library::linked_graphs`].
+    ///
+    /// # Errors
+    ///
+    /// Fails if `base` is not at a page boundary.
+    pub fn image(self, base: ExecutorAddr, undefined_zero: bool) -> Result<(Session, Image), Error> {
+        let page = PageSize::SIZE_4K;
+        if !base.is_aligned(page.align()) {
+            return Err(Error::BadBase { base: base.as_u64(), page: page.bytes() });
+        }
+        let image = Image::default();
+        let mapper = Arc::new(ImageMapper::new(base, image.clone()));
+        let memory = MemoryManager::new(mapper, self.reservation_bytes);
+        let (connection, runtime) = (Connection::None, None);
+        Ok((Session::new(SessionInner { connection, memory, runtime, keeps_graphs: true, undefined_zero }), image))
+    }
+
+    fn session(self, executor: Executor, connection: Connection) -> Result<Session, Error> {
+        let mapper: Arc<dyn MemoryMapper> = match self.memory {
+            Memory::Posix => Arc::new(SharedMemoryMapper::new(&executor)?),
+            Memory::Remote => Arc::new(RemoteMapper::new(&executor)?),
+        };
+        Ok(self.with_mapper(executor, mapper, connection))
+    }
+
+    fn with_mapper(self, executor: Executor, mapper: Arc<dyn MemoryMapper>, connection: Connection) -> Session {
+        let memory = MemoryManager::new(mapper, self.reservation_bytes);
+        Session::new(SessionInner {
+            connection,
+            memory,
+            runtime: Some(Runtime::new(executor)),
+            keeps_graphs: false,
+            undefined_zero: false,
+        })
+    }
+}
+
+/// A controller without functions that linked code could call.
+struct NoCallbacks;
+
+impl Handler for NoCallbacks {
+    fn call(&self, function: ExecutorAddr, _args: Vec<u8>) -> Result<Vec<u8>, String> {
+        Err(format!("the controller has no function with the tag {function}"))
+    }
+}
+
+/// What ends with the session.
+pub(crate) enum Connection {
+    InProcess,
+    Endpoint(Endpoint),
+    Process(Process),
+    /// No executor: the session only links.
+    None,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Self::Endpoint(endpoint) = self {
+            endpoint.hang_up(Ok(()));
+        }
+    }
+}
+
+pub(crate) struct SessionInner {
+    // Fields are dropped in this order: the executor is told to end, which frees its memory, before the manager
+    // gives up the controller's side of it.
+    pub(crate) connection: Connection,
+    pub(crate) memory: MemoryManager,
+    pub(crate) runtime: Option<Runtime>,
+    /// Whether graphs are kept after they have been linked, to be shown.
+    pub(crate) keeps_graphs: bool,
+    /// Whether, without an executor, what is defined nowhere has the address 0.
+    pub(crate) undefined_zero: bool,
+}
+
+impl SessionInner {
+    /// Returns the means to run code, or an error if this session only links.
+    pub(crate) fn runtime(&self) -> Result<&Runtime, Error> {
+        self.runtime.as_ref().ok_or(Error::NoExecution)
+    }
+
+    /// Returns whether the executor's process is this session's to end: a child of this process, or this process.
+    pub(crate) fn owns_process(&self) -> bool {
+        matches!(self.connection, Connection::Process(_) | Connection::InProcess)
+    }
+
+    /// Returns how the executor's process ended, if it is a child of this one and has ended or is about to.
+    pub(crate) fn process_end(&self) -> Option<ExitStatus> {
+        match &self.connection {
+            Connection::Process(process) => process.ended_soon(),
+            _ => None,
+        }
+    }
+
+    /// Says of an error that the executor's end caused how the executor ended.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let gone = match &error {
+            Error::Call(error) => matches!(error, farlink_rpc::CallError::Disconnected(_)),
+            Error::Memory(error) => error.is_disconnected(),
+            _ => false,
+        };
+        match gone.then(|| self.process_end()).flatten() {
+            Some(status) => Error::ExecutorEnded(crate::error::describe_status(status)),
+            None => error,
+        }
+    }
+}
+
+/// An executor with memory of its own, in another process or in this one. Cheap to clone.
+///
+/// When the last clone and the last [`Library`] of it are gone, the executor is told to end, and a process that was
+/// started for it is waited for.
+#[derive(Clone)]
+pub struct Session {
+    inner: Arc<SessionInner>,
+}
+
+impl Session {
+    pub(crate) fn new(inner: SessionInner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Returns a builder, to choose the executor and its memory.
+    #[must_use]
+    pub fn builder() -> SessionBuilder {
+        SessionBuilder::default()
+    }
+
+    /// Starts `farlink-executor` in a process of its own and shares memory with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`SessionBuilder::spawn`].
+    pub fn spawn() -> Result<Self, Error> {
+        Self::builder().spawn()
+    }
+
+    /// Runs linked code in this process.
+    ///
+    /// # Errors
+    ///
+    /// As [`SessionBuilder::in_process`].
+    pub fn in_process() -> Result<Self, Error> {
+        Self::builder().in_process()
+    }
+
+    /// Talks to an executor over descriptors: one to read from, one to write to.
+    ///
+    /// # Errors
+    ///
+    /// As [`SessionBuilder::connect`].
+    pub fn connect(read: OwnedFd, write: OwnedFd) -> Result<Self, Error> {
+        let transport = Transport::from_fds(read, write).map_err(|error| Error::Connect(Arc::new(error)))?;
+        Self::builder().connect(transport)
+    }
+
+    /// Creates a library: a set of definitions that refer to each other, to its shared libraries, and to what the
+    /// executor's process has.
+    #[must_use]
+    pub fn create_library(&self, name: &str) -> Library {
+        Library::new(name, Arc::clone(&self.inner))
+    }
+
+    /// Returns what the session holds of the executor's memory.
+    #[must_use]
+    pub fn memory_stats(&self) -> MemoryStats {
+        self.inner.memory.stats()
+    }
+
+    /// Returns the id of the executor's process, if this session started it.
+    #[must_use]
+    pub fn process_id(&self) -> Option<u32> {
+        match &self.inner.connection {
+            Connection::Process(process) => u32::try_from(process.id().as_raw_nonzero().get()).ok(),
+            _ => None,
+        }
+    }
+
+    /// Sends a signal to the executor's process, if this session started it and it has not ended.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        if let Connection::Process(process) = &self.inner.connection {
+            process.signal(signal);
+        }
+    }
+
+    /// Waits for the end of the executor's process, if this session started it.
+    #[must_use]
+    pub fn wait(&self) -> Option<ExitStatus> {
+        match &self.inner.connection {
+            Connection::Process(process) => Some(process.wait()),
+            _ => None,
+        }
+    }
+}
