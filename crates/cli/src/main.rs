@@ -1,2 +1,44 @@
-//! x
-fn main() {}
+//! The `farlink` command: links and runs object code in another process, and shows what a link does.
+//!
+//! Failures of farlink itself end with status 125 ([`FAILURE`]), so that they can be told from the statuses of the
+//! programs it runs, as `env` and `timeout` do it.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod compile;
+mod error;
+mod inputs;
+mod inspect;
+mod link;
+mod run;
+mod script;
+mod signals;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Exit status of every failure that is farlink's own.
+const FAILURE: u8 = 125;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are printed by the same means, and are no failures.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(FAILURE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let outcome = match cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Link(args) => link::link(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Executor(args) => return farlink::executor::main_with_args(args.args.into_iter()),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("farlink: {error}");
+        ExitCode::from(FAILURE)
+    })
+}

@@ -1,0 +1,179 @@
+//! The command line, as it is written.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use farlink::Memory;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Links object code straight into another process and runs it there.
+#[derive(Parser)]
+#[command(name = "farlink", version, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Link the inputs into an executor, run `main` there, and exit with its status.
+    Run(RunArgs),
+    /// Link the inputs at a chosen address without running them; write the image and a description.
+    Link(LinkArgs),
+    /// Show an object as the linker sees it.
+    Inspect(InspectArgs),
+    /// Be an executor. `farlink executor --help` tells how.
+    #[command(disable_help_flag = true)]
+    Executor(ExecutorArgs),
+}
+
+/// What to link.
+#[derive(Args)]
+pub(crate) struct InputArgs {
+    /// Objects (.o), archives (.a), shared libraries (.so), and sources (.c .cc .cpp .s .S .rs), which are compiled
+    /// on the way by $CC, $CXX and $RUSTC with $CFLAGS, $CXXFLAGS and $RUSTFLAGS.
+    #[arg(value_name = "INPUT", required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
+
+    /// Link with libNAME.so or libNAME.a, or with the file FILE if NAME is :FILE.
+    #[arg(short = 'l', value_name = "NAME")]
+    pub(crate) libraries: Vec<String>,
+
+    /// Look for libraries in DIR before the system's directories.
+    #[arg(short = 'L', value_name = "DIR")]
+    pub(crate) library_dirs: Vec<PathBuf>,
+
+    /// Define the symbol NAME as the address ADDR, decimal or with 0x.
+    #[arg(long = "define", value_name = "NAME=ADDR", value_parser = parse_definition)]
+    pub(crate) definitions: Vec<(String, u64)>,
+}
+
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) input: InputArgs,
+
+    /// Call SYMBOL instead of main.
+    #[arg(long, value_name = "SYMBOL", default_value = "main")]
+    pub(crate) entry: String,
+
+    /// Run the program in this process instead of one of its own.
+    #[arg(long, conflicts_with_all = ["executor", "memory"])]
+    pub(crate) in_process: bool,
+
+    /// Run the program in the executor program at PATH instead of `farlink executor`.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) executor: Option<PathBuf>,
+
+    /// How linked code reaches the executor.
+    #[arg(long, value_enum, default_value_t = MemoryArg::Posix)]
+    pub(crate) memory: MemoryArg,
+
+    /// Print to stderr how long each phase took.
+    #[arg(long)]
+    pub(crate) time: bool,
+
+    /// Print to stderr what the link held of the executor's memory.
+    #[arg(long)]
+    pub(crate) stats: bool,
+
+    /// The program's arguments.
+    #[arg(last = true, value_name = "ARGS")]
+    pub(crate) args: Vec<OsString>,
+}
+
+/// See [`Memory`].
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum MemoryArg {
+    /// POSIX shared memory (/dev/shm): nothing is copied.
+    Posix,
+    /// Messages carry the content: needs no shared memory.
+    Remote,
+}
+
+impl From<MemoryArg> for Memory {
+    fn from(memory: MemoryArg) -> Self {
+        match memory {
+            MemoryArg::Posix => Self::Posix,
+            MemoryArg::Remote => Self::Remote,
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct LinkArgs {
+    #[command(flatten)]
+    pub(crate) input: InputArgs,
+
+    /// First address of the image, decimal or with 0x. A multiple of 4096.
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+    pub(crate) base: u64,
+
+    /// Write the linked bytes to FILE, from the base to the last byte that is not zero fill.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Option<PathBuf>,
+
+    /// Write a description of sections, symbols, GOT entries and stubs with their addresses to FILE; - is stdout.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Give symbols that are defined nowhere the address 0 instead of failing.
+    #[arg(long)]
+    pub(crate) undefined_zero: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct InspectArgs {
+    /// Objects and archives.
+    #[arg(value_name = "INPUT", required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct ExecutorArgs {
+    /// Passed on as they are.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<OsString>,
+}
+
+/// Reads an address, decimal or with 0x.
+fn parse_address(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|error| format!("{error}; write an address as 4096 or 0x1000"))
+}
+
+/// Reads NAME=ADDR.
+fn parse_definition(text: &str) -> Result<(String, u64), String> {
+    match text.rsplit_once('=') {
+        Some((name, addr)) if !name.is_empty() => Ok((name.to_owned(), parse_address(addr)?)),
+        _ => Err("write NAME=ADDR, for example answer=0x1000".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// The definition of the command line is consistent.
+    #[test]
+    fn command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// Addresses are decimal or hexadecimal and nothing else.
+    #[test]
+    fn addresses() {
+        assert_eq!(parse_address("4096"), Ok(4096));
+        assert_eq!(parse_address("0x1000"), Ok(4096));
+        assert_eq!(parse_definition("a=b=0x10"), Ok(("a=b".to_owned(), 16)));
+        for bad in ["", "0x", "12k", "-1", "0x10000000000000000"] {
+            assert!(parse_address(bad).is_err(), "{bad}");
+        }
+        for bad in ["name", "=1", "name="] {
+            assert!(parse_definition(bad).is_err(), "{bad}");
+        }
+    }
+}

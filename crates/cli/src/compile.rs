@@ -1,0 +1,71 @@
+//! Sources to objects, with the system's compilers.
+
+use crate::error::Error;
+use crate::signals::Signals;
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+
+/// A language that is compiled on the way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Language {
+    C,
+    Cxx,
+    Assembly,
+    Rust,
+}
+
+impl Language {
+    /// Tells the language of a source by its name.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()? {
+            "c" => Some(Self::C),
+            "cc" | "cpp" | "cxx" | "C" => Some(Self::Cxx),
+            "s" | "S" => Some(Self::Assembly),
+            "rs" => Some(Self::Rust),
+            _ => None,
+        }
+    }
+
+    /// The variable that names the compiler, the compiler without it, and the variable of more flags.
+    fn compiler(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::C | Self::Assembly => ("CC", "cc", "CFLAGS"),
+            Self::Cxx => ("CXX", "c++", "CXXFLAGS"),
+            Self::Rust => ("RUSTC", "rustc", "RUSTFLAGS"),
+        }
+    }
+
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::C | Self::Cxx => &["-c", "-O2", "-fPIC"],
+            Self::Assembly => &["-c"],
+            // A library crate has no entry of its own: its exported functions are what the object defines.
+            Self::Rust => &["--crate-type=lib", "--emit=obj", "--edition=2021", "-Copt-level=2", "-Cpanic=abort"],
+        }
+    }
+}
+
+/// Compiles `source` and returns the object's bytes. Nothing is left on disk.
+pub(crate) fn compile(source: &Path, language: Language, signals: &Signals) -> Result<Vec<u8>, Error> {
+    let (variable, default, flags_variable) = language.compiler();
+    let compiler = std::env::var(variable).ok().filter(|name| !name.is_empty()).unwrap_or(default.to_owned());
+    let folder = signals.temporary_folder()?;
+    let object = folder.path().join("object.o");
+    let mut command = Command::new(&compiler);
+    command.args(language.flags());
+    if let Some(flags) = std::env::var_os(flags_variable) {
+        command.args(flags.to_string_lossy().split_whitespace());
+    }
+    // A name that begins with a dash is no option.
+    let source_argument: OsString =
+        if source.is_absolute() { source.into() } else { Path::new(".").join(source).into() };
+    command.arg("-o").arg(&object).arg(source_argument);
+    let compiler_error = |error| Error::Compiler { compiler: compiler.clone(), variable, error };
+    let mut child = command.spawn().map_err(compiler_error)?;
+    let status = signals.wait_compiler(&mut child).map_err(compiler_error)?;
+    if !status.success() {
+        return Err(Error::Compile { path: source.to_owned(), compiler, status });
+    }
+    std::fs::read(&object).map_err(|error| Error::Read { path: object, error })
+}

@@ -1,0 +1,137 @@
+//! `farlink run`: a program of objects, run as if it had been linked natively.
+
+use crate::args::RunArgs;
+use crate::compile::Language;
+use crate::error::Error;
+use crate::inputs;
+use crate::signals::Signals;
+use farlink::{Library, Session};
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, ExitStatus};
+use std::time::{Duration, Instant};
+
+pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
+    let mut clock = Clock::start();
+    let signals = Signals::install()?;
+    let loaded = inputs::load(&args.input, &signals)?;
+    clock.lap("load inputs");
+    let session = session(&args)?;
+    clock.lap("start executor");
+    let library = session.create_library("main");
+    inputs::add(&library, &args.input, loaded)?;
+    let mut program = vec![inputs::program_name(&args.input)];
+    program.extend(args.args.iter().cloned());
+    signals.run((!args.in_process).then_some(&session));
+    let outcome = execute(&library, &args, &program);
+    clock.lap("link and run");
+    signals.ended();
+    if args.time {
+        clock.print(&library);
+    }
+    if args.stats {
+        print_stats(&session);
+    }
+    let status = outcome?;
+    if args.in_process {
+        // Ends as the program would: what it left for its exit runs, and its streams are flushed.
+        std::process::exit(status.code().unwrap_or_default());
+    }
+    Ok(exit_code(status))
+}
+
+fn session(args: &RunArgs) -> Result<Session, Error> {
+    if args.in_process {
+        return Ok(Session::in_process()?);
+    }
+    let builder = Session::builder().memory(args.memory.into());
+    let builder = match &args.executor {
+        Some(path) => builder.executor(path, Vec::new()),
+        // This program is an executor too, so that nothing else needs to be installed.
+        None => builder.executor(std::env::current_exe().map_err(Error::NoSelf)?, vec!["executor".into()]),
+    };
+    Ok(builder.spawn()?)
+}
+
+/// Runs the program; gives how it ended.
+fn execute(library: &Library, args: &RunArgs, program: &[OsString]) -> Result<ExitStatus, Error> {
+    let outcome = if args.in_process {
+        farlink::executor::restore_default_signals();
+        let status = library.run_as_main(&args.entry, program);
+        status.map(|status| ExitStatus::from_raw((status & 0xff) << 8))
+    } else {
+        library.run_program(&args.entry, program)
+    };
+    outcome.map_err(|error| explain_entry(error, args))
+}
+
+/// Says how to write the entry if it is what is missing.
+fn explain_entry(error: farlink::Error, args: &RunArgs) -> Error {
+    let entry = &args.entry;
+    let is_entry = |symbol: &farlink::UndefinedSymbol| symbol.name == *entry && symbol.users.is_empty();
+    match &error {
+        farlink::Error::Undefined(symbols) if symbols.iter().any(is_entry) => {
+            let is_rust = |path: &std::path::PathBuf| Language::of(path) == Some(Language::Rust);
+            let hint = if args.input.inputs.iter().any(is_rust) {
+                "; a Rust source defines it as `#[unsafe(no_mangle)] pub extern \"C\" fn`, and programs that need \
+                 Rust's std are not supported yet"
+            } else {
+                "; name another entry with --entry"
+            };
+            Error::NoEntry(format!("{error}\nno input defines the entry {entry}{hint}"))
+        }
+        _ => error.into(),
+    }
+}
+
+/// Returns the exit status of a program that has ended as a shell would, and says so if a signal ended it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = match (status.code(), status.signal()) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => {
+            eprintln!("farlink: the program was killed by {}", farlink::signal_name(signal));
+            128 + signal
+        }
+        (None, None) => unreachable!("a process that was waited for exited or was killed"),
+    };
+    // An exit status has eight bits.
+    ExitCode::from(code as u8)
+}
+
+/// How long the parts of a run took.
+struct Clock {
+    last: Instant,
+    laps: Vec<(&'static str, Duration)>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { last: Instant::now(), laps: Vec::new() }
+    }
+
+    fn lap(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.laps.push((name, now - self.last));
+        self.last = now;
+    }
+
+    fn print(&self, library: &Library) {
+        let row = |name: &str, time: Duration| eprintln!("{name:<20} {:>12.3} ms", time.as_secs_f64() * 1e3);
+        for &(name, time) in &self.laps {
+            row(name, time);
+        }
+        for (name, time) in library.phase_times().phases() {
+            row(&format!("  {name}"), time);
+        }
+    }
+}
+
+fn print_stats(session: &Session) {
+    let stats = session.memory_stats();
+    eprintln!("reservations         {:>12}", stats.reservations);
+    eprintln!("bytes reserved       {:>12}", stats.reserved_bytes);
+    eprintln!("bytes live           {:>12}", stats.live_bytes);
+    eprintln!("bytes free           {:>12}", stats.free_bytes);
+    eprintln!("largest free range   {:>12}", stats.largest_free_bytes);
+    eprintln!("live allocations     {:>12}", stats.live_allocations);
+}

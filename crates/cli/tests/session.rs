@@ -1,0 +1,305 @@
+//! Sessions and libraries through the Rust interface: declare, look up, link, remove, and what happens when something
+//! goes wrong. In a process of its own and in this one.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod common;
+
+use common::{compile, tool};
+use farlink::addr::ExecutorAddr;
+use farlink::{Error, Library, Memory, Session};
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Barrier;
+use std::thread;
+use tempfile::TempDir;
+
+fn spawn(memory: Memory) -> Session {
+    let executor = env!("CARGO_BIN_EXE_farlink");
+    Session::builder().memory(memory).executor(executor, vec!["executor".into()]).spawn().unwrap()
+}
+
+/// Runs `test` in each kind of session.
+fn in_each_session(test: impl Fn(&Session)) {
+    test(&Session::in_process().unwrap());
+    for memory in [Memory::Posix, Memory::Remote] {
+        test(&spawn(memory));
+    }
+}
+
+/// Objects compiled for a test.
+struct Objects(TempDir);
+
+impl Objects {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn c(&self, name: &str, source: &str) -> Vec<u8> {
+        fs::read(compile(self.0.path(), name, source, &["-O1", "-fPIC"])).unwrap()
+    }
+
+    fn add(&self, library: &Library, name: &str, source: &str) -> farlink::Object {
+        library.add_object(name, self.c(name, source)).unwrap()
+    }
+}
+
+fn run(library: &Library, entry: &str) -> i32 {
+    library.run_as_main(entry, &["test".into()]).unwrap()
+}
+
+/// Nothing is linked before it is looked up, only what a lookup needs is, and what it needs is found across objects.
+#[test]
+fn lookup_links_what_it_needs() {
+    let objects = Objects::new();
+    in_each_session(|session| {
+        let library = session.create_library("main");
+        objects.add(&library, "a.c", "int b(void); int a(void) { return b() + 1; }");
+        objects.add(&library, "b.c", "int b(void) { return 41; }");
+        objects.add(&library, "c.c", "int missing(void); int c(void) { return missing(); }");
+        assert_eq!(session.memory_stats().live_allocations, 0);
+        let address = library.lookup("a").unwrap();
+        assert_eq!(session.memory_stats().live_allocations, 2);
+        assert_eq!(library.lookup("a").unwrap(), address);
+        // What the process has is found too.
+        assert!(!library.lookup("malloc").unwrap().is_null());
+        assert!(matches!(library.lookup("nonesuch"), Err(Error::Undefined(names)) if names[0].name == "nonesuch"));
+        assert_eq!(session.memory_stats().live_allocations, 2);
+    });
+}
+
+/// A lookup that fails leaves the library as it was: once what was missing is there, it succeeds.
+#[test]
+fn failed_lookup_can_be_repeated() {
+    let objects = Objects::new();
+    in_each_session(|session| {
+        let library = session.create_library("main");
+        objects.add(&library, "main.c", "int missing(void); int main(void) { return missing(); }");
+        for _ in 0..3 {
+            let error = library.lookup("main").unwrap_err().to_string();
+            assert!(error.contains("missing, needed by main.c"), "{error}");
+        }
+        assert_eq!(session.memory_stats().live_bytes, 0);
+        objects.add(&library, "missing.c", "int missing(void) { return 7; }");
+        assert_eq!(run(&library, "main"), 7);
+    });
+}
+
+/// Removing an object runs what it left for its end, once, gives its memory back, and is refused while others use it.
+#[test]
+fn removal() {
+    let objects = Objects::new();
+    let log = objects.0.path().join("log");
+    let append = format!(
+        "#include <stdio.h>\n#include <stdlib.h>\nstatic void note(const char *what) {{ FILE *log = fopen(\"{}\", \"a\"); fputs(what, log); fclose(log); }}",
+        log.display()
+    );
+    in_each_session(|session| {
+        let _ = fs::remove_file(&log);
+        let library = session.create_library("main");
+        let base = format!(
+            "{append}\n__attribute__((destructor)) static void last(void) {{ note(\"destructor \"); }}\n\
+             static void handler(void) {{ note(\"atexit \"); }}\n\
+             int base(void) {{ atexit(handler); return 5; }}"
+        );
+        let base = objects.add(&library, "base.c", &base);
+        let user = objects.add(&library, "user.c", "int base(void); int user(void) { return base() + 1; }");
+        let empty = session.memory_stats();
+        assert_eq!(run(&library, "user"), 6);
+        let Err(Error::InUse { object, users }) = library.remove(base) else { panic!("base.c is in use") };
+        assert_eq!((object.as_str(), users), ("base.c", vec!["user.c".to_owned()]));
+        assert!(!log.exists());
+        library.remove(user).unwrap();
+        library.remove(base).unwrap();
+        assert_eq!(fs::read_to_string(&log).unwrap(), "atexit destructor ");
+        assert!(matches!(library.remove(base), Err(Error::Removed)));
+        let stats = session.memory_stats();
+        assert_eq!((stats.live_bytes, stats.live_allocations), (empty.live_bytes, 0));
+        assert!(matches!(library.lookup("user"), Err(Error::Undefined(_))));
+        // The names are free again, and so is the memory.
+        objects.add(&library, "base.c", "int base(void) { return 8; }");
+        assert_eq!(run(&library, "base"), 8);
+        drop(library);
+        assert_eq!(session.memory_stats().live_allocations, 0);
+        assert_eq!(fs::read_to_string(&log).unwrap(), "atexit destructor ");
+    });
+}
+
+/// Of a weak and a strong definition the strong one counts, whichever came first; removing it brings the weak one back.
+#[test]
+fn weak_definitions() {
+    let objects = Objects::new();
+    let weak = "__attribute__((weak)) int f(void) { return 1; } int call(void) { return f(); }";
+    in_each_session(|session| {
+        let library = session.create_library("main");
+        let weak_object = objects.add(&library, "weak.c", weak);
+        let strong = objects.add(&library, "strong.c", "int f(void) { return 2; }");
+        assert_eq!(run(&library, "call"), 2);
+        let again = library.add_object("again.c", objects.c("again.c", "int f(void) { return 3; }"));
+        assert!(matches!(again, Err(Error::DuplicateDefinition { .. })));
+        library.remove(weak_object).unwrap();
+        library.remove(strong).unwrap();
+        objects.add(&library, "weak.c", weak);
+        assert_eq!(run(&library, "call"), 1);
+    });
+}
+
+/// Addresses can be defined, and stay what they are.
+#[test]
+fn absolute_symbols() {
+    let objects = Objects::new();
+    in_each_session(|session| {
+        let library = session.create_library("main");
+        library.define("place", ExecutorAddr::new(0x1230)).unwrap();
+        assert!(library.define("place", ExecutorAddr::new(1)).is_err());
+        objects.add(&library, "use.c", "extern char place; int use(void) { return (int)(long)&place; }");
+        assert_eq!(run(&library, "use"), 0x1230);
+    });
+}
+
+/// A long chain of objects that need each other links in one batch, and its memory comes back.
+#[test]
+fn long_chain() {
+    const LENGTH: usize = 2000;
+    let dir = TempDir::new().unwrap();
+    let mut assembly = String::new();
+    for index in 0..LENGTH {
+        let body =
+            if index + 1 < LENGTH { format!("call f{}@PLT\n inc %eax", index + 1) } else { "xor %eax, %eax".into() };
+        assembly = format!(".globl f{index}\nf{index}: sub $8, %rsp\n {body}\n add $8, %rsp\n ret\n");
+        fs::write(dir.path().join(format!("{index}.s")), &assembly).unwrap();
+    }
+    drop(assembly);
+    let sources = (0..LENGTH).map(|index| format!("{index}.s"));
+    tool(Command::new("cc").arg("-c").args(sources).current_dir(dir.path()));
+    in_each_session(|session| {
+        let library = session.create_library("main");
+        for index in 0..LENGTH {
+            let name = format!("{index}.o");
+            library.add_object(&name, fs::read(dir.path().join(&name)).unwrap()).unwrap();
+        }
+        assert_eq!(run(&library, "f0"), LENGTH as i32 - 1);
+        assert_eq!(session.memory_stats().live_allocations, LENGTH as u64);
+        drop(library);
+        assert_eq!(session.memory_stats().live_bytes, 0);
+    });
+}
+
+/// Threads that look up overlapping sets of symbols at once all get the same addresses, and every initializer runs once.
+#[test]
+fn concurrent_lookups() {
+    const COUNT: usize = 60;
+    let objects = Objects::new();
+    let bytes: Vec<_> = (0..COUNT)
+        .map(|index| {
+            let next = if index + 1 < COUNT { format!("return f{}();", index + 1) } else { "return runs;".to_owned() };
+            let callee = format!("int f{}(void);", index + 1);
+            let source = format!(
+                "extern int runs; {callee} __attribute__((constructor)) static void once(void) {{ runs++; }}\n\
+                 int f{index}(void) {{ {next} }}"
+            );
+            objects.c(&format!("f{index}.c"), &source)
+        })
+        .collect();
+    in_each_session(|session| {
+        let library = session.create_library("main");
+        objects.add(&library, "runs.c", "int runs;");
+        for (index, bytes) in bytes.iter().enumerate() {
+            library.add_object(&format!("f{index}.c"), bytes.as_slice()).unwrap();
+        }
+        let barrier = Barrier::new(4);
+        let found: Vec<Vec<ExecutorAddr>> = thread::scope(|scope| {
+            let look_up = |first: usize| {
+                let (library, barrier) = (&library, &barrier);
+                scope.spawn(move || {
+                    barrier.wait();
+                    (0..COUNT)
+                        .map(|index| library.lookup(&format!("f{}", (index + first * 17) % COUNT)).unwrap())
+                        .collect()
+                })
+            };
+            let threads: Vec<_> = (0..4).map(look_up).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        for (first, addresses) in found.iter().enumerate() {
+            for (index, &address) in addresses.iter().enumerate() {
+                assert_eq!(address, library.lookup(&format!("f{}", (index + first * 17) % COUNT)).unwrap());
+            }
+        }
+        assert_eq!(run(&library, "f0"), COUNT as i32);
+    });
+}
+
+/// A session over given descriptors: two pipes to an executor that somebody else started.
+#[test]
+fn connect_to_given_descriptors() {
+    let (their_read, our_write) = rustix::pipe::pipe().unwrap();
+    let (our_read, their_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    rustix::io::fcntl_setfd(&our_write, rustix::io::FdFlags::CLOEXEC).unwrap();
+    rustix::io::fcntl_setfd(&their_write, rustix::io::FdFlags::empty()).unwrap();
+    let spec = format!("filedescs={},{}", their_read.as_raw_fd(), their_write.as_raw_fd());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_farlink"));
+    let mut child = command.arg("executor").arg(spec).stdin(Stdio::null()).spawn().unwrap();
+    drop::<[OwnedFd; 2]>([their_read, their_write]);
+    let session = Session::connect(our_read, our_write).unwrap();
+    let objects = Objects::new();
+    let library = session.create_library("main");
+    objects.add(&library, "main.c", "int main(void) { return 9; }");
+    assert_eq!(run(&library, "main"), 9);
+    // The executor is no child of the session, so it does not end with the program.
+    let status = library.run_program("main", &["test".into()]).unwrap();
+    assert_eq!(status.code(), Some(9));
+    drop((library, session));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// When the executor is killed, every later operation says how it ended, and nothing hangs.
+#[test]
+fn executor_dies() {
+    let objects = Objects::new();
+    let session = spawn(Memory::Posix);
+    let library = session.create_library("main");
+    let object = objects.add(&library, "main.c", "int main(void) { return 0; }");
+    let crash = "int crash(void) { *(volatile int *)0 = 1; return 0; }";
+    objects.add(&library, "crash.c", crash);
+    assert_eq!(run(&library, "main"), 0);
+    let error = library.run_as_main("crash", &["test".into()]).unwrap_err();
+    assert!(matches!(&error, Error::ExecutorEnded(how) if how.contains("SIGSEGV")), "{error}");
+    objects.add(&library, "later.c", "int later(void) { return 0; }");
+    for error in [library.lookup("later").unwrap_err(), library.remove(object).unwrap_err()] {
+        assert!(error.to_string().contains("SIGSEGV"), "{error}");
+    }
+    assert!(!Path::new(&format!("/proc/{}", session.process_id().unwrap())).exists());
+}
+
+/// Sessions come and go without leaving descriptors, mappings or threads in this process.
+#[test]
+fn sessions_leave_nothing() {
+    let objects = Objects::new();
+    let bytes = objects.c("main.c", "int data[1000] = {1}; int main(void) { return data[0]; }");
+    let round = || {
+        in_each_session(|session| {
+            let library = session.create_library("main");
+            library.add_object("main.c", bytes.as_slice()).unwrap();
+            assert_eq!(run(&library, "main"), 1);
+        });
+    };
+    // Other tests run in this process at the same time, so it is one of their own that is watched.
+    if std::env::var_os("FARLINK_TEST_ALONE").is_none() {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "sessions_leave_nothing", "--test-threads=1"]).env("FARLINK_TEST_ALONE", "1");
+        tool(&mut command);
+        return;
+    }
+    round();
+    let count = |what: &str| fs::read_dir(format!("/proc/self/{what}")).unwrap().count();
+    let farlink_maps = || fs::read_to_string("/proc/self/maps").unwrap().matches("farlink_").count();
+    let before = (count("fd"), farlink_maps());
+    for _ in 0..5 {
+        round();
+    }
+    assert_eq!((count("fd"), farlink_maps()), before);
+    assert_eq!(farlink_maps(), 0);
+}
