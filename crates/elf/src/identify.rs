@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(identify(b"\x7fELF\x01"), InputKind::Elf32);
         assert_eq!(identify(b"\x7fELF\x02\x02"), InputKind::BigEndian);
         assert_eq!(identify(b"!<arch>\n"), InputKind::Archive);
-        assert_eq!(identify(&[0xde, 0xad]), InputKind::Unknown);
+        assert_eq!(identify(&[0xff, 0xfe]), InputKind::Unknown);
         let this = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         assert_eq!(identify(&this), InputKind::Executable);
     }
