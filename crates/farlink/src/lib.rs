@@ -11,6 +11,8 @@
 //! A [`Session`] is an executor and its memory; a [`Library`] holds objects, archives and shared libraries, and links
 //! what a lookup needs. `ARCHITECTURE.md` shows how a link goes from bytes to running code.
 
+#![deny(unsafe_code)]
+
 mod batch;
 mod error;
 mod image;
