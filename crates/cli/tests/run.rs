@@ -355,6 +355,50 @@ fn interrupt_ends_both() {
     assert_eq!(run.output().code, None);
 }
 
+/// Ctrl-C on a terminal reaches a program once: it ends both processes, or is handled by the program.
+#[test]
+fn interrupt_from_a_terminal() {
+    let handles = r#"
+        #include <signal.h>
+        #include <stdio.h>
+        #include <unistd.h>
+        static volatile int count;
+        static void handler(int signal) { count++; }
+        int main(void) {
+            signal(SIGINT, handler);
+            puts("ready"); fflush(stdout);
+            while (!count) usleep(1000);
+            usleep(200000);
+            return count;
+        }"#;
+    let dir = TempDir::new().unwrap();
+    for (name, source, code) in [("loop.c", LOOP, 130), ("handles.c", handles, 1)] {
+        let object = compile(dir.path(), name, source, &["-fPIC"]);
+        let terminal = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
+        rustix::pty::grantpt(&terminal).unwrap();
+        rustix::pty::unlockpt(&terminal).unwrap();
+        let path = rustix::pty::ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
+        let open = || fs::File::options().read(true).write(true).open(&path).unwrap();
+        let mut child = Command::new("setsid")
+            .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_farlink"), "run"])
+            .arg(&object)
+            .stdin(open())
+            .stdout(open())
+            .stderr(open())
+            .spawn()
+            .unwrap();
+        let mut terminal = fs::File::from(terminal);
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"ready\r\n") {
+            let mut byte = [0];
+            std::io::Read::read_exact(&mut terminal, &mut byte).unwrap();
+            seen.push(byte[0]);
+        }
+        std::io::Write::write_all(&mut terminal, b"\x03").unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{name}");
+    }
+}
+
 /// When the command is killed without a chance to do anything, the executor ends, even in a loop.
 #[test]
 fn executor_ends_with_its_controller() {
