@@ -6,12 +6,14 @@
 //! Every range is checked against a slab, start and end, before anything is done with it. No lock is held while
 //! actions run: what an operation works on is marked busy, and another operation on the same thing is refused.
 
+mod slabs;
+
 use crate::sys::{self, Mapping, SharedObject};
 use crate::{Error, action};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_wire::msg::{ActionPair, Segment, WrapperFunctionCall};
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use slabs::{Checked, Leaving, SharedName, Slab, State, Status};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -39,70 +41,6 @@ pub struct Allocation<'a> {
 pub struct MemoryService {
     page_size: PageSize,
     state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    slabs: BTreeMap<ExecutorAddr, Slab>,
-    /// Number of the next allocation: newer ones have greater numbers.
-    next: u64,
-    is_shut_down: bool,
-}
-
-#[derive(Debug)]
-struct Slab {
-    mapping: Arc<Mapping>,
-    /// Name of the shared memory object, until the slab goes.
-    name: Option<SharedName>,
-    allocations: BTreeMap<ExecutorAddr, Record>,
-}
-
-/// The name of a shared memory object that this service created. The controller removes it; if it never did, dropping
-/// this does.
-#[derive(Debug)]
-struct SharedName(String);
-
-impl Drop for SharedName {
-    fn drop(&mut self) {
-        SharedObject::unlink(&self.0);
-    }
-}
-
-#[derive(Debug)]
-struct Record {
-    /// From the first segment's start to the last one's end, in whole pages.
-    span: ExecutorAddrRange,
-    /// The segments, in whole pages.
-    segments: Vec<ExecutorAddrRange>,
-    status: Status,
-}
-
-#[derive(Debug)]
-enum Status {
-    /// Some thread is finalizing or deallocating it.
-    Busy,
-    Live {
-        number: u64,
-        dealloc: Vec<WrapperFunctionCall>,
-    },
-    /// It has gone, but its pages could not be made writable again. Nobody gets them until the slab goes.
-    Lost,
-}
-
-/// An allocation whose ranges have been checked and marked busy.
-struct Checked<'a> {
-    key: ExecutorAddr,
-    mapping: Arc<Mapping>,
-    segments: Vec<(ExecutorAddrRange, Segment<'a>)>,
-    actions: Vec<ActionPair>,
-}
-
-/// An allocation that is going, and what has to run.
-struct Leaving {
-    mapping: Arc<Mapping>,
-    key: ExecutorAddr,
-    segments: Vec<ExecutorAddrRange>,
-    dealloc: Vec<WrapperFunctionCall>,
 }
 
 impl Default for MemoryService {
@@ -169,7 +107,7 @@ impl MemoryService {
 
     fn add_slab(&self, mapping: Mapping, name: Option<SharedName>) -> Result<ExecutorAddrRange, Error> {
         let range = mapping.range();
-        let slab = Slab { mapping: Arc::new(mapping), name, allocations: BTreeMap::new() };
+        let slab = Slab { mapping: Arc::new(mapping), name, allocations: Default::default() };
         let mut state = self.lock();
         if state.is_shut_down {
             return Err(Error::ShutDown);
@@ -382,170 +320,4 @@ fn tear_down(slabs: Vec<Slab>) -> Result<(), Error> {
 
 fn joined(failed: Vec<String>) -> Result<(), Error> {
     if failed.is_empty() { Ok(()) } else { Err(Error::Actions(failed.join("\n"))) }
-}
-
-impl State {
-    /// Returns the slab that has all of `range`.
-    fn slab_around(&mut self, range: ExecutorAddrRange, wanted: Option<ExecutorAddr>) -> Result<&mut Slab, Error> {
-        let found = self.slabs.range_mut(..=range.start()).next_back();
-        let Some((&base, slab)) = found.filter(|(_, slab)| slab.mapping.range().contains_range(range)) else {
-            return Err(Error::OutsideReservation(range));
-        };
-        match wanted {
-            Some(wanted) if wanted != base => Err(Error::OutsideReservation(range)),
-            _ => Ok(slab),
-        }
-    }
-
-    /// Checks an allocation and marks its range busy.
-    fn check<'a>(&mut self, allocation: Allocation<'a>, page_size: PageSize) -> Result<Checked<'a>, Error> {
-        if self.is_shut_down {
-            return Err(Error::ShutDown);
-        }
-        if let Some(base) = allocation.slab
-            && !self.slabs.contains_key(&base)
-        {
-            return Err(Error::UnknownReservation(base));
-        }
-        let segments = page_ranges(allocation.segments, page_size)?;
-        let mut ranges: Vec<_> = segments.iter().map(|&(range, _)| range).collect();
-        ranges.sort();
-        for pair in ranges.windows(2) {
-            if pair[0].overlaps(pair[1]) {
-                return Err(Error::Overlap(pair[1], pair[0]));
-            }
-        }
-        let (Some(first), Some(last)) = (ranges.first(), ranges.iter().map(|range| range.end()).max()) else {
-            return Err(Error::NoSegments);
-        };
-        let key = first.start();
-        let span = ExecutorAddrRange::new(key, last).expect("the last end is after the first start");
-        if span.is_empty() {
-            // It would have no place among the others, which are told apart by their addresses.
-            return Err(Error::BadSize { what: "finalized", bytes: 0 });
-        }
-        let slab = self.slab_around(span, allocation.slab)?;
-        slab.check_free(span)?;
-        let record = Record { span, segments: ranges, status: Status::Busy };
-        slab.allocations.insert(key, record);
-        Ok(Checked { key, mapping: Arc::clone(&slab.mapping), segments, actions: allocation.actions })
-    }
-
-    /// Forgets allocations that are not finalized after all.
-    fn forget(&mut self, keys: &[ExecutorAddr]) {
-        for slab in self.slabs.values_mut() {
-            for key in keys {
-                slab.allocations.remove(key);
-            }
-        }
-    }
-
-    /// Ends an allocation whose memory is as it was reserved, or could not be made so.
-    fn free(&mut self, key: ExecutorAddr, is_reset: bool) {
-        let Some((_, slab)) = self.slabs.range_mut(..=key).next_back() else { return };
-        if is_reset {
-            slab.allocations.remove(&key);
-        } else if let Some(record) = slab.allocations.get_mut(&key) {
-            record.status = Status::Lost;
-        }
-    }
-
-    /// Records allocations as finalized; gives back what there is no slab for any more.
-    fn record(
-        &mut self,
-        keys: &[ExecutorAddr],
-        dealloc: Vec<Vec<WrapperFunctionCall>>,
-    ) -> Vec<Vec<WrapperFunctionCall>> {
-        let mut unrecorded = Vec::new();
-        for (key, dealloc) in keys.iter().zip(dealloc) {
-            let number = self.next;
-            self.next += 1;
-            match self.record_mut(*key) {
-                Some(record) => record.status = Status::Live { number, dealloc },
-                None => unrecorded.push(dealloc),
-            }
-        }
-        unrecorded
-    }
-
-    fn record_mut(&mut self, key: ExecutorAddr) -> Option<&mut Record> {
-        let (_, slab) = self.slabs.range_mut(..=key).next_back()?;
-        slab.allocations.get_mut(&key)
-    }
-
-    /// Marks allocations busy and takes what has to run, or changes nothing.
-    fn take_allocations(&mut self, keys: &[ExecutorAddr]) -> Result<Vec<Leaving>, Error> {
-        let mut sorted = keys.to_vec();
-        sorted.sort();
-        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::Busy(pair[0]));
-        }
-        for &key in keys {
-            match self.record_mut(key).ok_or(Error::UnknownAllocation(key))?.status {
-                Status::Live { .. } => {}
-                Status::Busy => return Err(Error::Busy(key)),
-                Status::Lost => return Err(Error::UnknownAllocation(key)),
-            }
-        }
-        let take = |&key: &ExecutorAddr| {
-            let (_, slab) = self.slabs.range_mut(..=key).next_back()?;
-            let mapping = Arc::clone(&slab.mapping);
-            let record = slab.allocations.get_mut(&key)?;
-            let Status::Live { dealloc, .. } = std::mem::replace(&mut record.status, Status::Busy) else {
-                return None;
-            };
-            Some(Leaving { mapping, key, segments: record.segments.clone(), dealloc })
-        };
-        Ok(keys.iter().filter_map(take).collect())
-    }
-
-    /// Takes slabs out, or changes nothing.
-    fn take_slabs(&mut self, bases: &[ExecutorAddr]) -> Result<Vec<Slab>, Error> {
-        let mut sorted = bases.to_vec();
-        sorted.sort();
-        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::Busy(pair[0]));
-        }
-        for base in bases {
-            let slab = self.slabs.get(base).ok_or(Error::UnknownReservation(*base))?;
-            let busy = slab.allocations.iter().find(|(_, record)| matches!(record.status, Status::Busy));
-            if let Some((&key, _)) = busy {
-                return Err(Error::Busy(key));
-            }
-        }
-        Ok(bases.iter().filter_map(|base| self.slabs.remove(base)).collect())
-    }
-}
-
-impl Slab {
-    /// Checks that nothing is allocated in `span`.
-    fn check_free(&self, span: ExecutorAddrRange) -> Result<(), Error> {
-        let before = self.allocations.range(..=span.start()).next_back();
-        let after = self.allocations.range(span.start()..).next();
-        let taken = before.into_iter().chain(after).map(|(_, record)| record.span);
-        match { taken }.find(|taken| taken.overlaps(span)) {
-            Some(taken) => Err(Error::Overlap(span, taken)),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Checks each segment by itself; gives its whole pages.
-fn page_ranges(
-    segments: Vec<Segment<'_>>,
-    page_size: PageSize,
-) -> Result<Vec<(ExecutorAddrRange, Segment<'_>)>, Error> {
-    segments.into_iter().map(|segment| Ok((pages_of(&segment, page_size)?, segment))).collect()
-}
-
-fn pages_of(segment: &Segment<'_>, page_size: PageSize) -> Result<ExecutorAddrRange, Error> {
-    let (addr, size, content) = (segment.addr, segment.size, segment.content.0.len() as u64);
-    if !addr.is_aligned(page_size.align()) {
-        return Err(Error::Misaligned(addr));
-    }
-    if content > size {
-        return Err(Error::ContentTooLong { addr, content, size });
-    }
-    let pages = page_size.round_up(size).and_then(|size| ExecutorAddrRange::from_len(addr, size));
-    pages.ok_or(Error::BadSize { what: "finalized", bytes: size })
 }
