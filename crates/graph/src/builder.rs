@@ -2,7 +2,8 @@
 
 use crate::edge::{Edge, EdgeKind};
 use crate::eh_frame::split_eh_frame;
-use crate::graph::{Arch, Block, Comdat, Content, LinkGraph, Section, SectionKind, Symbol, Table, Text};
+use crate::graph::LinkGraph;
+use crate::parts::{Arch, Block, Comdat, Content, Section, SectionKind, Symbol, Table, Text};
 use crate::{BlockId, Bytes, ComdatId, LinkError, Linkage, Place, Scope, SectionId, SymbolId, SymbolType};
 use farlink_addr::{Align, AllocGroup, ExecutorAddr};
 use std::ops::Range;

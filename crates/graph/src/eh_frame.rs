@@ -9,7 +9,8 @@
 
 use crate::builder::edge;
 use crate::edge::{Edge, EdgeKind};
-use crate::graph::{Content, LinkGraph, Place, SectionKind};
+use crate::graph::LinkGraph;
+use crate::parts::{Content, Place, SectionKind};
 use crate::{BlockId, LinkError, SectionId, SymbolId};
 use farlink_addr::Align;
 use std::collections::HashMap;

@@ -4,8 +4,9 @@
 
 use crate::edge::{Edge, EdgeKind};
 use crate::error::LinkError;
-use crate::graph::{LinkGraph, Place};
+use crate::graph::LinkGraph;
 use crate::layout::Layout;
+use crate::parts::Place;
 use crate::x86_64::{ENTRY_BYTES, FIELD_IS_LAST, relax};
 use crate::{BlockId, SymbolId};
 use farlink_addr::ExecutorAddr;
@@ -177,7 +178,7 @@ fn table_start(block: Option<BlockId>, graph: &LinkGraph) -> u64 {
 }
 
 /// The address of a symbol's entry in a table.
-fn entry(graph: &LinkGraph, table: &crate::graph::Table, symbol: SymbolId) -> Option<u64> {
+fn entry(graph: &LinkGraph, table: &crate::parts::Table, symbol: SymbolId) -> Option<u64> {
     let position = table.position(symbol)?;
     Some(table_start(table.block, graph).wrapping_add(u64::from(position) * ENTRY_BYTES))
 }

@@ -2,7 +2,8 @@
 
 use crate::BlockId;
 use crate::error::LinkError;
-use crate::graph::{LinkGraph, SectionKind};
+use crate::graph::LinkGraph;
+use crate::parts::SectionKind;
 use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange};
 use farlink_mem::SegmentLayout;
 use std::collections::BTreeMap;

@@ -23,6 +23,7 @@ mod fix_up;
 mod graph;
 mod ids;
 mod layout;
+mod parts;
 mod prune;
 mod tables;
 mod x86_64;
@@ -32,11 +33,12 @@ pub use bytes::Bytes;
 pub use edge::{Edge, EdgeKind};
 pub use error::LinkError;
 pub use fix_up::fix_up;
-pub use graph::{
-    Arch, Block, Comdat, Content, InitArray, LinkGraph, Linkage, Place, Scope, Section, SectionKind, Symbol,
-    SymbolType, TableEntry, Text,
-};
+pub use graph::LinkGraph;
 pub use ids::{BlockId, ComdatId, SectionId, SymbolId};
 pub use layout::{Layout, assign, lay_out};
+pub use parts::{
+    Arch, Block, Comdat, Content, InitArray, Linkage, Place, Scope, Section, SectionKind, Symbol, SymbolType,
+    TableEntry, Text,
+};
 pub use prune::prune;
 pub use tables::build_tables;

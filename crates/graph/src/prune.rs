@@ -1,6 +1,7 @@
 //! Marking what is needed: a worklist from what other objects can see, what runs by itself, and what asks to be kept.
 
-use crate::graph::{LinkGraph, Place, SectionKind};
+use crate::graph::LinkGraph;
+use crate::parts::{Place, SectionKind};
 use crate::{BlockId, SymbolId};
 
 /// Marks the blocks that something live reaches, and the symbols that live blocks refer to.

@@ -5,7 +5,8 @@
 use crate::builder::edge;
 use crate::edge::EdgeKind;
 use crate::error::LinkError;
-use crate::graph::{Content, LinkGraph, Linkage, Place, Scope, SectionKind, Symbol, SymbolType, Text};
+use crate::graph::LinkGraph;
+use crate::parts::{Content, Linkage, Place, Scope, SectionKind, Symbol, SymbolType, Text};
 use crate::x86_64::{ENTRY_BYTES, FIELD_IS_LAST, STUB, STUB_SLOT_OFFSET, SUPPORT, is_branch_field};
 use crate::{BlockId, SymbolId};
 use farlink_addr::{Align, MemProt};
