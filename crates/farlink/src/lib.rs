@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod batch;
+mod claim;
 mod error;
 mod image;
 mod library;
