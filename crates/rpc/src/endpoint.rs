@@ -18,6 +18,7 @@ use farlink_wire::setup::ExecutorInfo;
 use farlink_wire::sps::{Blob, SpsError, from_bytes, to_bytes};
 use std::any::Any;
 use std::collections::HashSet;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -163,6 +164,21 @@ impl Endpoint {
         self.0.0.call(function, &args)
     }
 
+    /// Sends a copy of `descriptor` to the executor; gives the tag that later calls name it by.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the connection has ended, or is not a Unix socket.
+    pub fn send_descriptor(&self, descriptor: BorrowedFd<'_>) -> Result<u64, CallError> {
+        self.0.0.send_descriptor(descriptor)
+    }
+
+    /// Takes the descriptor that the controller has sent with `tag`, if it has and nobody has taken it.
+    #[must_use]
+    pub fn take_descriptor(&self, tag: u64) -> Option<OwnedFd> {
+        self.0.0.take_descriptor(tag)
+    }
+
     /// Tells the peer that the session ends, and whether in order, then closes the connection. A peer that does not
     /// read is given a second.
     pub fn hang_up(&self, reason: Result<(), String>) {
@@ -203,6 +219,10 @@ impl Endpoint {
 impl Caller for Endpoint {
     fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Pending<Result<Vec<u8>, CallError>> {
         self.call(function, args)
+    }
+
+    fn send_descriptor(&self, descriptor: BorrowedFd<'_>) -> Result<u64, CallError> {
+        self.send_descriptor(descriptor)
     }
 }
 
@@ -265,6 +285,10 @@ impl Reader {
             Opcode::Result => self.deliver_result(header, payload),
             Opcode::Call => self.deliver_call(Job { sequence: header.sequence, function: header.tag, args: payload }),
             Opcode::Hangup => Err(hangup_reason(&payload)),
+            Opcode::Descriptor if self.role == Role::Executor => {
+                self.session.keep_descriptor(header.tag.as_u64(), self.frames.take_descriptor())
+            }
+            Opcode::Descriptor => Err(Disconnected::Protocol("a Descriptor message from an executor".to_owned())),
             Opcode::Setup => Err(Disconnected::Protocol(match self.role {
                 Role::Controller => "a second Setup message".to_owned(),
                 Role::Executor => "a Setup message from a controller".to_owned(),

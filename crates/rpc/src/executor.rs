@@ -6,12 +6,23 @@ use farlink_wire::functions::Function;
 use farlink_wire::setup::ExecutorInfo;
 use farlink_wire::sps::{Decode, Encode, from_bytes, to_bytes};
 use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// Calls wrapper functions of an executor, in another process or in this one.
 pub trait Caller: Send + Sync {
     /// Calls the wrapper function at `function` with encoded arguments; gives its encoded result.
     fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Pending<Result<Vec<u8>, CallError>>;
+
+    /// Sends a copy of `descriptor` to the executor; gives the tag that later calls name it by.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the connection has ended or does not pass descriptors, as is so unless an implementation says otherwise.
+    fn send_descriptor(&self, descriptor: BorrowedFd<'_>) -> Result<u64, CallError> {
+        let _ = descriptor;
+        Err(CallError::Missing("a connection that passes descriptors"))
+    }
 }
 
 /// An executor: what it announced, and the means to call it. Cheap to clone.
@@ -59,6 +70,15 @@ impl Executor {
     pub fn bind<Args, Ret>(&self, function: Function<Args, Ret>) -> Result<Callee<Args, Ret>, CallError> {
         let addr = function.find(&self.info).ok_or(CallError::Missing(function.name()))?;
         Ok(Callee { name: function.name(), addr, caller: Arc::clone(&self.caller), types: PhantomData })
+    }
+
+    /// Sends a copy of `descriptor` to the executor; gives the tag that later calls name it by.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the connection has ended or does not pass descriptors.
+    pub fn send_descriptor(&self, descriptor: BorrowedFd<'_>) -> Result<u64, CallError> {
+        self.caller.send_descriptor(descriptor)
     }
 
     /// Returns the address announced under `name`, which is not that of a function.

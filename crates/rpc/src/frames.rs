@@ -9,6 +9,7 @@ use crate::transport::{Link, LinkError};
 use farlink_wire::frame::{FrameError, HEADER_BYTES, Header};
 use rustix::io::Errno;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,6 +58,11 @@ impl FrameReader {
 
     pub(crate) fn set_deadline(&mut self, deadline: Option<Instant>) {
         self.deadline = deadline;
+    }
+
+    /// Takes the descriptor that came with the last message of that kind.
+    pub(crate) fn take_descriptor(&self) -> Option<OwnedFd> {
+        self.link.take_descriptor()
     }
 
     /// Waits for the next message.

@@ -10,10 +10,16 @@ use crate::{CallError, Completer, Disconnected, Pending};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::frame::{HEADER_BYTES, Header, MAX_FRAME_BYTES, Opcode, RESULT_ERROR, RESULT_VALUE};
 use farlink_wire::sps::{SpsError, to_bytes};
+use rustix::io::Errno;
 use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+/// Descriptors of the peer's that may wait for a call to take them.
+const MAX_DESCRIPTORS: usize = 64;
 
 type CallResult = Result<Vec<u8>, CallError>;
 
@@ -24,6 +30,9 @@ pub(crate) struct Session {
     ended: Condvar,
     turn: Mutex<Turn>,
     turn_free: Condvar,
+    /// Descriptors that the peer has sent, by the tags that calls name them by.
+    descriptors: Mutex<HashMap<u64, OwnedFd>>,
+    next_descriptor: AtomicU64,
     /// Whether the peer understands Results that carry an error.
     out_of_band_results: bool,
 }
@@ -74,6 +83,8 @@ impl Session {
             ended: Condvar::new(),
             turn: Mutex::new(Turn::Free(Arc::clone(link))),
             turn_free: Condvar::new(),
+            descriptors: Mutex::default(),
+            next_descriptor: AtomicU64::new(1),
             out_of_band_results,
         }
     }
@@ -103,6 +114,48 @@ impl Session {
         // The end of the session completes the call if this fails.
         self.send(Opcode::Call, sequence, function, args, None);
         pending
+    }
+
+    /// Sends a descriptor; gives the tag that calls name it by.
+    pub(crate) fn send_descriptor(&self, descriptor: BorrowedFd<'_>) -> Result<u64, CallError> {
+        if let Some(reason) = self.lock().phase.reason() {
+            return Err(reason.into());
+        }
+        let tag = self.next_descriptor.fetch_add(1, Ordering::Relaxed);
+        let header = Header { opcode: Opcode::Descriptor, sequence: 0, tag: ExecutorAddr::new(tag), payload_bytes: 0 };
+        let Some(link) = self.take_turn(None) else { return Err(Disconnected::Local.into()) };
+        let written = link.write_with_descriptor(&header.to_bytes(), descriptor);
+        let result = match written {
+            Ok(()) => Ok(tag),
+            Err(LinkError::Io(Errno::OPNOTSUPP)) => Err(CallError::Missing("a connection that passes descriptors")),
+            Err(error) => Err(self.write_failed(error).into()),
+        };
+        self.give_turn(Turn::Free(link));
+        result
+    }
+
+    fn descriptors(&self) -> MutexGuard<'_, HashMap<u64, OwnedFd>> {
+        // Nothing that can panic runs under this lock.
+        self.descriptors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a descriptor that the peer has sent until a call takes it.
+    pub(crate) fn keep_descriptor(&self, tag: u64, descriptor: Option<OwnedFd>) -> Result<(), Disconnected> {
+        let protocol = |text: &str| Disconnected::Protocol(format!("a Descriptor message with tag {tag} {text}"));
+        let descriptor = descriptor.ok_or_else(|| protocol("without a descriptor"))?;
+        let mut descriptors = self.descriptors();
+        if descriptors.len() == MAX_DESCRIPTORS {
+            return Err(protocol("while as many are waiting as may"));
+        }
+        if descriptors.insert(tag, descriptor).is_some() {
+            return Err(protocol("that another has"));
+        }
+        Ok(())
+    }
+
+    /// Takes the descriptor that the peer has sent with this tag.
+    pub(crate) fn take_descriptor(&self, tag: u64) -> Option<OwnedFd> {
+        self.descriptors().remove(&tag)
     }
 
     /// Completes a call with what the peer returned. Fails if there is no such call.
@@ -156,15 +209,24 @@ impl Session {
     fn send(&self, opcode: Opcode, sequence: u64, tag: ExecutorAddr, payload: &[u8], deadline: Option<Instant>) {
         let header = Header { opcode, sequence, tag, payload_bytes: payload.len() as u64 }.to_bytes();
         let Some(link) = self.take_turn(deadline) else { return };
-        match link.write(&header, payload, deadline) {
-            // Who closes says why.
-            Ok(()) | Err(LinkError::Closed) => {}
-            Err(LinkError::Gone) => self.peer_gone(Disconnected::Eof),
-            Err(LinkError::TimedOut) => self.peer_gone(Disconnected::Io(Arc::new(std::io::ErrorKind::TimedOut.into()))),
-            Err(LinkError::Io(error)) => self.peer_gone(Disconnected::Io(Arc::new(error.into()))),
+        if let Err(error) = link.write(&header, payload, deadline) {
+            self.write_failed(error);
         }
         // Only now: nobody may write behind a message that was cut off.
         self.give_turn(Turn::Free(link));
+    }
+
+    /// Takes note that a write has failed; gives what that means for the session.
+    fn write_failed(&self, error: LinkError) -> Disconnected {
+        let reason = match error {
+            // Who closes says why.
+            LinkError::Closed => return self.lock().phase.reason().unwrap_or(Disconnected::Local),
+            LinkError::Gone => Disconnected::Eof,
+            LinkError::TimedOut => Disconnected::Io(Arc::new(std::io::ErrorKind::TimedOut.into())),
+            LinkError::Io(error) => Disconnected::Io(Arc::new(error.into())),
+        };
+        self.peer_gone(reason.clone());
+        reason
     }
 
     /// Waits until nobody else writes. `None` if that does not come before the deadline, or never again.
@@ -237,6 +299,7 @@ impl Session {
         drop(self.take_turn(None));
         self.give_turn(Turn::Over);
         self.pool.close();
+        self.descriptors().clear();
         for completer in pending.into_values() {
             complete(completer, Err(reason.clone().into()));
         }

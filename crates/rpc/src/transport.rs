@@ -13,15 +13,23 @@
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::{Errno, FdFlags, ReadWriteFlags, fcntl_getfd, fcntl_setfd, ioctl_fionread, pwritev2, read, writev};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, sockopt};
-use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, Shutdown, SocketFlags, SocketType, sockopt,
+};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Bytes that a pipe with room for anything accepts at once (`PIPE_BUF`).
 const PIPE_ATOMIC_BYTES: usize = 4096;
+
+/// Descriptors that a peer may send before they are taken.
+const MAX_DESCRIPTORS: usize = 64;
 
 /// The offset that makes `pwritev2` write where `write` would.
 const CURRENT_OFFSET: u64 = u64::MAX;
@@ -67,6 +75,12 @@ impl Transport {
         }
         let half = Half::new(Arc::new(socket))?;
         Ok(Self { read: half.clone(), write: half })
+    }
+
+    /// Returns whether descriptors can be passed over the connection: whether it writes to a Unix socket.
+    #[must_use]
+    pub fn passes_descriptors(&self) -> bool {
+        self.write.kind == Kind::Socket && matches!(sockopt::socket_domain(&self.write.fd), Ok(AddressFamily::UNIX))
     }
 
     /// Returns the two ends of a new connection (`socketpair`).
@@ -144,16 +158,21 @@ pub(crate) struct Link {
     /// Readable from `close` on.
     wake: OwnedFd,
     closed: AtomicBool,
+    /// Descriptors that have arrived and have not been taken.
+    received: Mutex<VecDeque<OwnedFd>>,
+    passes_descriptors: bool,
     /// Whether the pipe to write to knows `RWF_NOWAIT` (Linux 6.4), until it says that it does not.
     nowait: AtomicBool,
 }
 
 impl Link {
     pub(crate) fn new(transport: Transport) -> io::Result<Self> {
+        let passes_descriptors = transport.passes_descriptors();
         let Transport { read, write } = transport;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let nowait = AtomicBool::new(write.kind == Kind::Pipe);
-        Ok(Self { read, write, wake, closed: AtomicBool::new(false), nowait })
+        let (closed, received) = (AtomicBool::new(false), Mutex::default());
+        Ok(Self { read, write, wake, closed, received, passes_descriptors, nowait })
     }
 
     /// Ends all waiting, now and later. What has arrived can still be read.
@@ -186,7 +205,7 @@ impl Link {
                 self.wait(&self.read, PollFlags::IN, deadline)?;
             }
             let count = match self.read.kind {
-                Kind::Socket => rustix::net::recv(&self.read.fd, &mut *buffer, RecvFlags::empty()).map(|(_, n)| n),
+                Kind::Socket => self.receive(&mut *buffer),
                 Kind::Pipe | Kind::Other => read(&self.read.fd, &mut *buffer),
             };
             match count {
@@ -199,6 +218,58 @@ impl Link {
                 Err(error) => return Err(LinkError::Io(error)),
             }
         }
+    }
+
+    /// Receives bytes, and the descriptors that come with them.
+    fn receive(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(buffer)];
+        let message = rustix::net::recvmsg(&self.read.fd, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for part in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = part {
+                let mut received = self.received();
+                // What is above the limit is closed; whoever misses it finds that out.
+                let room = MAX_DESCRIPTORS.saturating_sub(received.len());
+                received.extend(descriptors.take(room));
+            }
+        }
+        Ok(message.bytes)
+    }
+
+    fn received(&self) -> MutexGuard<'_, VecDeque<OwnedFd>> {
+        // Nothing that can panic runs under this lock.
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the descriptor that arrived first.
+    pub(crate) fn take_descriptor(&self) -> Option<OwnedFd> {
+        self.received().pop_front()
+    }
+
+    /// Writes `header` with `descriptor` in the ancillary data of its first byte.
+    pub(crate) fn write_with_descriptor(&self, header: &[u8], descriptor: BorrowedFd<'_>) -> Result<(), LinkError> {
+        if !self.passes_descriptors {
+            return Err(LinkError::Io(Errno::OPNOTSUPP));
+        }
+        let descriptors = [descriptor];
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let sent = loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            if self.is_closed() {
+                return Err(LinkError::Closed);
+            }
+            match rustix::net::sendmsg(&self.write.fd, &[IoSlice::new(header)], &mut ancillary, flags) {
+                Ok(sent) => break sent,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.wait(&self.write, PollFlags::OUT, None)?,
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(LinkError::Gone),
+                Err(error) => return Err(LinkError::Io(error)),
+            }
+        };
+        self.write(&header[sent..], &[], None)
     }
 
     /// Writes `header` and `payload`, in one system call if the system takes them at once.

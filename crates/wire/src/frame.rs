@@ -3,7 +3,7 @@
 //! | offset | field | meaning |
 //! | --- | --- | --- |
 //! | 0 | size | length of the whole message in bytes, header included |
-//! | 8 | opcode | Setup 0, Hangup 1, Result 2, Call 3 |
+//! | 8 | opcode | Setup 0, Hangup 1, Result 2, Call 3; farlink's own: Descriptor 102 |
 //! | 16 | sequence | number of the call that a Call makes or a Result answers; 0 in Setup and Hangup |
 //! | 24 | tag | Call: the address to call. Result: 0 for a value, 1 for an out-of-band error (see [`RESULT_ERROR`]) |
 //!
@@ -49,6 +49,10 @@ pub enum Opcode {
     Result = 2,
     /// A call of a wrapper function (LLVM: CallWrapper).
     Call = 3,
+    /// A descriptor for the peer, in the ancillary data of the message's first byte. The tag is what calls that are sent
+    /// later name it by; there is no payload. Only for a controller to send, over a Unix socket, to an executor that
+    /// announces a function which takes one.
+    Descriptor = 102,
 }
 
 /// Why a header cannot be accepted.
@@ -103,6 +107,7 @@ impl Header {
             1 => Opcode::Hangup,
             2 => Opcode::Result,
             3 => Opcode::Call,
+            102 => Opcode::Descriptor,
             other => return Err(FrameError::UnknownOpcode(other)),
         };
         Ok(Self {

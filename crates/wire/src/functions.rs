@@ -95,6 +95,9 @@ functions! {
     /// (instance, bases): ends reservations, with whatever is still allocated in them.
     SHARED_RELEASE = "__llvm_orc_ExecutorSharedMemoryMapperService_Release":
         ((ExecutorAddr, Vec<ExecutorAddr>)) -> SpsError;
+    /// (instance, tag, bytes): maps the shared memory object whose descriptor was sent with that tag; gives the base.
+    /// Announced over a connection that passes descriptors.
+    SHARED_MAP = "farlink.shared.map": ((ExecutorAddr, u64, u64)) -> Expected<ExecutorAddr>;
     /// (instance, (reservation, request) of each allocation): finalizes all or none; gives their keys.
     SHARED_INITIALIZE_BATCH = "farlink.shared.initialize_batch":
         ((ExecutorAddr, Vec<(ExecutorAddr, SharedFinalizeRequest)>)) -> Expected<Vec<ExecutorAddr>>;
