@@ -46,7 +46,8 @@ def compile_object(source, output, *flags):
 def configurations(objects):
     """Commands by name. All of them run main without arguments and without debugger support."""
     rows = {
-        "farlink, own process, posix": [FARLINK, "run", *objects],
+        "farlink, own process, shared": [FARLINK, "run", *objects],
+        "farlink, own process, posix": [FARLINK, "run", "--memory", "posix", *objects],
         "farlink, own process, remote": [FARLINK, "run", "--memory", "remote", *objects],
         "farlink, in-process": [FARLINK, "run", "--in-process", *objects],
     }

@@ -65,7 +65,7 @@ pub(crate) struct RunArgs {
     pub(crate) executor: Option<PathBuf>,
 
     /// How linked code reaches the executor.
-    #[arg(long, value_enum, default_value_t = MemoryArg::Posix)]
+    #[arg(long, value_enum, default_value_t = MemoryArg::Shared)]
     pub(crate) memory: MemoryArg,
 
     /// Print to stderr how long each phase took.
@@ -84,7 +84,9 @@ pub(crate) struct RunArgs {
 /// See [`Memory`].
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum MemoryArg {
-    /// POSIX shared memory (/dev/shm): nothing is copied.
+    /// Memory that both processes map: nothing is copied. Without a name where that is possible, else as posix.
+    Shared,
+    /// POSIX shared memory (/dev/shm).
     Posix,
     /// Messages carry the content: needs no shared memory.
     Remote,
@@ -93,6 +95,7 @@ pub(crate) enum MemoryArg {
 impl From<MemoryArg> for Memory {
     fn from(memory: MemoryArg) -> Self {
         match memory {
+            MemoryArg::Shared => Self::Shared,
             MemoryArg::Posix => Self::Posix,
             MemoryArg::Remote => Self::Remote,
         }

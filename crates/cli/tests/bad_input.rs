@@ -135,7 +135,7 @@ fn relocation_out_of_range() {
     let dir = Dir::new();
     let source = "extern int far; int main(void) { return far; }";
     let object = compile(dir.0.path(), "far.c", source, &["-fPIE", "-O1"]);
-    for way in [&[][..], &["--in-process"], &["--memory", "remote"]] {
+    for way in common::WAYS {
         let run = Farlink::new().arg("run").args(way).arg(&object).args(["--define", "far=0x10"]);
         let message = run.failure();
         for word in ["far.c.o", "R_X86_64_PC32", "far", "0x10", "-fPIC"] {
@@ -267,7 +267,8 @@ fn with_shm(prepare: &str, memory: &str) -> common::Output {
     run.through(&["unshare", "-m", "sh", "-c", &script]).output()
 }
 
-/// /dev/shm missing, full, read-only or noexec: the message names it and the way out, and the way out works.
+/// /dev/shm missing, full, read-only or noexec: POSIX shared memory is refused with a message that names it and the way
+/// out, and the other kinds of memory work.
 #[test]
 fn shared_memory_trouble() {
     let can_mount = Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|status| status.success());
@@ -293,7 +294,9 @@ fn shared_memory_trouble() {
         for word in [word, "/dev/shm", "--memory remote"] {
             assert!(output.stderr.contains(word), "{name}: {word:?} is not in {}", output.stderr);
         }
-        let output = with_shm(prepare, "remote");
-        assert_eq!((output.stdout.as_str(), output.code), ("hello\n", Some(0)), "{name}: {output:?}");
+        for memory in ["shared", "remote"] {
+            let output = with_shm(prepare, memory);
+            assert_eq!((output.stdout.as_str(), output.code), ("hello\n", Some(0)), "{name} {memory}: {output:?}");
+        }
     }
 }

@@ -24,7 +24,7 @@ fn spawn(memory: Memory) -> Session {
 /// Runs `test` in each kind of session.
 fn in_each_session(test: impl Fn(&Session)) {
     test(&Session::in_process().unwrap());
-    for memory in [Memory::Posix, Memory::Remote] {
+    for memory in [Memory::Shared, Memory::Posix, Memory::Remote] {
         test(&spawn(memory));
     }
 }
@@ -259,7 +259,7 @@ fn connect_to_given_descriptors() {
 #[test]
 fn executor_dies() {
     let objects = Objects::new();
-    let session = spawn(Memory::Posix);
+    let session = spawn(Memory::Shared);
     let library = session.create_library("main");
     let object = objects.add(&library, "main.c", "int main(void) { return 0; }");
     let crash = "int crash(void) { *(volatile int *)0 = 1; return 0; }";

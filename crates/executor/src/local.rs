@@ -12,8 +12,8 @@ use std::sync::Arc;
 /// What it holds of memory is torn down when its last clone is dropped.
 #[must_use]
 pub fn local() -> Executor {
-    let registered = Registered::new();
-    let info = announcement(registered.token);
+    let registered = Registered::local();
+    let info = announcement(registered.token, false);
     let caller = Arc::new(DirectCaller(registered));
     Executor::new(info, caller).expect("the page size of this process is one")
 }

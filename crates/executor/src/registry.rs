@@ -17,11 +17,24 @@ pub(crate) struct Session {
     pub(crate) shared: MemoryService,
     /// Memory whose content arrives in messages.
     pub(crate) private: MemoryService,
-    /// The connection to the controller; none for a controller in this process.
-    pub(crate) endpoint: OnceLock<Endpoint>,
+    /// The connection to the controller, set as soon as there is one; none for a controller in this process.
+    endpoint: Option<OnceLock<Endpoint>>,
 }
 
 impl Session {
+    pub(crate) fn set_endpoint(&self, endpoint: &Endpoint) {
+        if let Some(slot) = &self.endpoint {
+            // Set once, by who opened the connection.
+            let _ = slot.set(endpoint.clone());
+        }
+    }
+
+    /// Returns the connection to the controller. A call may come before it has been set.
+    pub(crate) fn endpoint(&self) -> Result<&Endpoint, String> {
+        let slot = self.endpoint.as_ref().ok_or("the controller is in this process and has no connection")?;
+        Ok(slot.wait())
+    }
+
     /// Tears down the session's memory, the newest allocation first.
     pub(crate) fn shut_down(&self) -> Result<(), String> {
         let results = [self.shared.shut_down(), self.private.shut_down()];
@@ -45,9 +58,19 @@ pub(crate) struct Registered {
 }
 
 impl Registered {
-    pub(crate) fn new() -> Self {
+    /// Registers a session whose controller is in this process.
+    pub(crate) fn local() -> Self {
+        Self::new(Session::default())
+    }
+
+    /// Registers a session that is about to get a connection.
+    pub(crate) fn remote() -> Self {
+        Self::new(Session { endpoint: Some(OnceLock::new()), ..Session::default() })
+    }
+
+    fn new(session: Session) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let session = Arc::<Session>::default();
+        let session = Arc::new(session);
         let token = NEXT.fetch_add(1, Ordering::Relaxed);
         lock().insert(token, Arc::downgrade(&session));
         Self { session, token: ExecutorAddr::new(token) }

@@ -17,8 +17,9 @@ use std::time::Duration;
 /// controller by more.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// Returns what an executor of this process announces: `token` stands for the session.
-pub(crate) fn announcement(token: ExecutorAddr) -> ExecutorInfo {
+/// Returns what an executor of this process announces: `token` stands for the session, and some functions are only for
+/// a connection that passes descriptors.
+pub(crate) fn announcement(token: ExecutorAddr, passes_descriptors: bool) -> ExecutorInfo {
     let mut info = ExecutorInfo {
         triple: format!("{}-unknown-linux-gnu", std::env::consts::ARCH),
         page_size: farlink_mem::page_size().bytes(),
@@ -29,7 +30,7 @@ pub(crate) fn announcement(token: ExecutorAddr) -> ExecutorInfo {
     for instance in [SHARED_INSTANCE, SIMPLE_INSTANCE, DYLIB_INSTANCE, DISPATCH_CONTEXT] {
         info.bootstrap_symbols.push((instance.to_owned(), token));
     }
-    services::announce(&mut info);
+    services::announce(&mut info, passes_descriptors);
     info
 }
 
@@ -54,12 +55,11 @@ impl Handler for Calls {
 ///
 /// Fails if the first message cannot be sent.
 pub fn run(transport: Transport, options: Options) -> std::io::Result<i32> {
-    let registered = Registered::new();
-    let info = announcement(registered.token);
+    let registered = Registered::remote();
+    let info = announcement(registered.token, transport.passes_descriptors());
     let jobs = main_thread::prepare();
     let endpoint = accept(transport, &info, Arc::new(Calls), options)?;
-    // Set once, here.
-    let _ = registered.session.endpoint.set(endpoint.clone());
+    registered.session.set_endpoint(&endpoint);
     let session = Arc::clone(&registered.session);
     let watcher = thread::spawn(move || watch(&endpoint, &session));
     main_thread::serve(&jobs);

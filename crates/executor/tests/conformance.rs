@@ -1,5 +1,5 @@
-//! One suite for every memory mapper: in-process, over POSIX shared memory, and over messages, the last two against an
-//! executor in a process of its own.
+//! One suite for every memory mapper: in-process, over shared memory without a name, over POSIX shared memory, and over
+//! messages, all but the first against an executor in a process of its own.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -96,11 +96,12 @@ impl Subject<'_> {
 fn for_each_mapper(test: impl Fn(&Subject<'_>)) {
     let local = farlink_executor::local();
     test(&Subject { name: "in-process", mapper: &InProcessMapper::new(), executor: &local });
-    for name in ["shared", "remote"] {
+    for name in ["shared", "posix", "remote"] {
         let process = Process::spawn();
         let executor = &process.executor;
         let mapper: Box<dyn MemoryMapper> = match name {
             "shared" => Box::new(SharedMemoryMapper::new(executor).unwrap()),
+            "posix" => Box::new(SharedMemoryMapper::posix(executor).unwrap()),
             _ => Box::new(RemoteMapper::new(executor).unwrap()),
         };
         test(&Subject { name, mapper: &*mapper, executor });

@@ -11,10 +11,11 @@ use farlink_rpc::{CallError, Disconnected};
 use farlink_wire::functions::{
     DEREGISTER_EH_FRAME, DYLIB_INSTANCE, DYLIB_OPEN, DYLIB_RESOLVE, READ_BUFFERS, READ_STRINGS, READ_UINT64S,
     REGISTER_EH_FRAME, RESOLVE, RUN_AS_MAIN, RUN_AS_VOID_FUNCTION, RUN_EXITS, RUN_INITIALIZERS, SHARED_INSTANCE,
-    SHARED_RESERVE, WRITE_UINT32S,
+    SHARED_MAP, SHARED_RESERVE, WRITE_UINT32S,
 };
 use farlink_wire::msg::{LookupName, MainCall, RunInitializers, SymbolDef};
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::process::Command;
 
 const PAGE: u64 = 4096;
@@ -45,7 +46,7 @@ fn stderr_of(process: &mut std::process::Child) -> String {
 fn ends_with_its_controller() {
     for is_busy in [false, true] {
         let mut process = Process::spawn();
-        let mapper = SharedMemoryMapper::new(&process.executor).unwrap();
+        let mapper = SharedMemoryMapper::posix(&process.executor).unwrap();
         let code = place(&mapper, &LOOP);
         let running = is_busy.then(|| process.executor.bind(RUN_AS_VOID_FUNCTION).unwrap().call(&(code,)));
         process.endpoint.close(Disconnected::Local);
@@ -180,6 +181,15 @@ fn bad_calls_are_errors() {
     assert!(
         matches!(reserve.call(&(wrong, PAGE)).wait(), Err(CallError::OutOfBand(text)) if text.contains("instance"))
     );
+    // A descriptor that never came.
+    let map = executor.bind(SHARED_MAP).unwrap();
+    assert!(map.call(&(instance, 77, PAGE)).wait().unwrap().unwrap_err().contains("77"));
+    // One that is too small, and one that is no memory.
+    let empty = executor.send_descriptor(std::fs::File::open("/dev/null").unwrap().as_fd()).unwrap();
+    assert!(map.call(&(instance, empty, PAGE)).wait().unwrap().is_err());
+    let socket = std::os::unix::net::UnixStream::pair().unwrap().0;
+    let socket = executor.send_descriptor(socket.as_fd()).unwrap();
+    assert!(map.call(&(instance, socket, 0)).wait().unwrap().is_err());
     // Arguments that end early.
     assert!(
         matches!(reserve.call_encoded(vec![1, 2, 3]).wait(), Err(CallError::OutOfBand(text)) if text.contains("decoded"))

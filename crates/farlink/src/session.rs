@@ -17,8 +17,11 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Memory {
-    /// POSIX shared memory: both processes map the same pages, nothing is copied.
+    /// Memory that both processes map: nothing is copied. It has no name if the connection passes descriptors, as one
+    /// to an executor of ours that this process starts does; else it is POSIX shared memory.
     #[default]
+    Shared,
+    /// POSIX shared memory (`/dev/shm`).
     Posix,
     /// Messages carry the content: for executors that share no memory with this process.
     Remote,
@@ -131,7 +134,8 @@ impl SessionBuilder {
 
     fn session(self, executor: Executor, connection: Connection) -> Result<Session, Error> {
         let mapper: Arc<dyn MemoryMapper> = match self.memory {
-            Memory::Posix => Arc::new(SharedMemoryMapper::new(&executor)?),
+            Memory::Shared => Arc::new(SharedMemoryMapper::new(&executor)?),
+            Memory::Posix => Arc::new(SharedMemoryMapper::posix(&executor)?),
             Memory::Remote => Arc::new(RemoteMapper::new(&executor)?),
         };
         Ok(self.with_mapper(executor, mapper, connection))

@@ -5,7 +5,8 @@ use farlink_rpc::CallError;
 use std::fmt;
 
 /// What to do when shared memory cannot be had.
-const WAY_OUT: &str = "use memory that is sent in messages instead (--memory remote)";
+const WAY_OUT: &str =
+    "use memory without a name (--memory shared) or memory that is sent in messages (--memory remote)";
 
 /// Why an operation on an executor's memory failed.
 #[derive(Clone, Debug, thiserror::Error)]

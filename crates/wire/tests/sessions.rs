@@ -56,7 +56,7 @@ fn codec<Args: Decode<'static> + Encode, Ret: Decode<'static> + Encode>(
 /// Every function there is. `every_function_is_covered` checks that.
 fn all_functions() -> Vec<Codec> {
     codecs! {
-        SHARED_RESERVE SHARED_INITIALIZE SHARED_DEINITIALIZE SHARED_RELEASE SHARED_INITIALIZE_BATCH
+        SHARED_RESERVE SHARED_MAP SHARED_INITIALIZE SHARED_DEINITIALIZE SHARED_RELEASE SHARED_INITIALIZE_BATCH
         SIMPLE_RESERVE SIMPLE_INITIALIZE SIMPLE_DEINITIALIZE SIMPLE_RELEASE SIMPLE_FINALIZE SIMPLE_DEALLOCATE
         SIMPLE_INITIALIZE_BATCH
         DYLIB_OPEN DYLIB_RESOLVE DYLIB_LOOKUP RESOLVE
@@ -153,7 +153,7 @@ impl Session {
             Opcode::Setup => self.setup(from_controller, header, payload),
             Opcode::Call => self.call(from_controller, header, payload),
             Opcode::Result => self.result(from_controller, header, payload),
-            Opcode::Hangup => panic!("{}: none of these tools sends Hangup", self.name),
+            other => panic!("{}: none of these tools sends {other:?}", self.name),
         }
     }
 

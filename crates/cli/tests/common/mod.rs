@@ -21,7 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Ways to run a program, each of which has to give the same results.
-pub(crate) const WAYS: [&[&str]; 3] = [&[], &["--memory", "remote"], &["--in-process"]];
+pub(crate) const WAYS: [&[&str]; 4] = [&[], &["--memory", "posix"], &["--memory", "remote"], &["--in-process"]];
 
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()

@@ -23,8 +23,7 @@ unsafe extern "C" fn dispatch(context: *mut c_void, tag: *const c_void, args: *c
     };
     let call = || {
         let session = session(ExecutorAddr::new(context as u64))?;
-        let endpoint = session.endpoint.get().ok_or("the controller is in this process and takes no calls")?;
-        endpoint.call(ExecutorAddr::new(tag as u64), args).wait().map_err(|error| error.to_string())
+        session.endpoint()?.call(ExecutorAddr::new(tag as u64), args).wait().map_err(|error| error.to_string())
     };
     WrapperResult::from_result(call())
 }

@@ -21,6 +21,10 @@ wrappers! { announce_plain:
     SIMPLE_RELEASE => simple_release = release_simple;
 }
 
+wrappers! { announce_with_descriptors:
+    SHARED_MAP => shared_map = map_shared;
+}
+
 /// Announces the functions of both services.
 pub(crate) fn announce(info: &mut ExecutorInfo) {
     announce_plain(info);
@@ -37,6 +41,14 @@ fn text<T>(result: Result<T, Error>) -> Expected<T> {
 fn reserve_shared((instance, bytes): (ExecutorAddr, u64)) -> Result<Expected<(ExecutorAddr, String)>, OutOfBand> {
     let reserved = session(instance)?.shared.reserve_shared(bytes);
     Ok(text(reserved.map(|(range, name)| (range.start(), name))))
+}
+
+fn map_shared((instance, tag, bytes): (ExecutorAddr, u64, u64)) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+    let session = session(instance)?;
+    let Some(object) = session.endpoint()?.take_descriptor(tag) else {
+        return Ok(Err(format!("no descriptor has come with the tag {tag}")));
+    };
+    Ok(text(session.shared.reserve_received(object, bytes).map(|range| range.start())))
 }
 
 fn shared_allocation((base, request): (ExecutorAddr, SharedFinalizeRequest)) -> Allocation<'static> {

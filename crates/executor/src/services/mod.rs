@@ -12,9 +12,12 @@ use farlink_wire::setup::ExecutorInfo;
 
 pub(crate) use calls::end_process;
 
-/// Announces every function.
-pub(crate) fn announce(info: &mut ExecutorInfo) {
+/// Announces every function that the connection allows.
+pub(crate) fn announce(info: &mut ExecutorInfo, passes_descriptors: bool) {
     memory::announce(info);
+    if passes_descriptors {
+        memory::announce_with_descriptors(info);
+    }
     dylib::announce(info);
     calls::announce(info);
     lifecycle::announce(info);

@@ -1,5 +1,7 @@
-//! The same physical pages in both processes: the executor creates a POSIX shared memory object, this process opens
-//! it, removes its name, and maps it. Content is never copied between the processes.
+//! The same physical pages in both processes. Content is never copied between them.
+//!
+//! Between farlink's own ends this process makes an object without a name and sends its descriptor. Otherwise the
+//! executor makes a POSIX shared memory object, and this process opens it and removes its name.
 
 use super::{FinalizeRequest, MemoryMapper, Reservations, bad_answer, check_keys, check_reserved, refused};
 use crate::sys::{Mapping, SharedObject};
@@ -7,7 +9,7 @@ use crate::{Error, WorkingMemory};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, PageSize};
 use farlink_rpc::{CallError, Callee, Executor, Pending};
 use farlink_wire::functions::{
-    Expected, PID_KEY, SHARED_DEINITIALIZE, SHARED_INITIALIZE, SHARED_INITIALIZE_BATCH, SHARED_INSTANCE,
+    Expected, PID_KEY, SHARED_DEINITIALIZE, SHARED_INITIALIZE, SHARED_INITIALIZE_BATCH, SHARED_INSTANCE, SHARED_MAP,
     SHARED_RELEASE, SHARED_RESERVE,
 };
 use farlink_wire::msg::{SharedFinalizeRequest, SharedSegment};
@@ -29,16 +31,26 @@ type InitializeBatch = Callee<(ExecutorAddr, Vec<(ExecutorAddr, SharedFinalizeRe
 struct Inner {
     page_size: PageSize,
     instance: ExecutorAddr,
-    reserve: Callee<(ExecutorAddr, u64), Expected<(ExecutorAddr, String)>>,
+    backing: Backing,
     initialize: Callee<(ExecutorAddr, ExecutorAddr, SharedFinalizeRequest), Expected<ExecutorAddr>>,
     initialize_batch: Option<InitializeBatch>,
     deinitialize: Callee<(ExecutorAddr, Keys), SpsError>,
     release: Callee<(ExecutorAddr, Keys), SpsError>,
-    /// The executor's process id, if it says; its shared memory objects are called after it.
-    pid: Option<u64>,
-    /// Number of reservations asked for.
-    asked: AtomicU64,
     reservations: Mutex<Reservations<Arc<Reservation>>>,
+}
+
+/// Where the memory of a reservation comes from.
+enum Backing {
+    /// This process makes an object without a name and sends its descriptor.
+    Nameless { executor: Executor, map: Callee<(ExecutorAddr, u64, u64), Expected<ExecutorAddr>> },
+    /// The executor makes a POSIX shared memory object.
+    Named {
+        reserve: Callee<(ExecutorAddr, u64), Expected<(ExecutorAddr, String)>>,
+        /// The executor's process id, if it says; its shared memory objects are called after it.
+        pid: Option<u64>,
+        /// Number of reservations asked for.
+        asked: AtomicU64,
+    },
 }
 
 /// This process's side of a reservation.
@@ -48,22 +60,39 @@ struct Reservation {
 }
 
 impl SharedMemoryMapper {
-    /// Returns a mapper for the executor's shared memory service.
+    /// Returns a mapper for the executor's shared memory service, over memory without a name if the connection passes
+    /// descriptors, else over POSIX shared memory.
     ///
     /// # Errors
     ///
-    /// Fails if the executor has none.
+    /// Fails if the executor has no such service.
     pub fn new(executor: &Executor) -> Result<Self, Error> {
+        match executor.bind(SHARED_MAP) {
+            Ok(map) => Self::with_backing(executor, Backing::Nameless { executor: executor.clone(), map }),
+            Err(_) => Self::posix(executor),
+        }
+    }
+
+    /// Returns a mapper for the executor's shared memory service, over POSIX shared memory.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the executor has no such service.
+    pub fn posix(executor: &Executor) -> Result<Self, Error> {
+        let pid = executor.info().value(PID_KEY).and_then(|pid| from_bytes(pid).ok());
+        let reserve = executor.bind(SHARED_RESERVE)?;
+        Self::with_backing(executor, Backing::Named { reserve, pid, asked: AtomicU64::new(0) })
+    }
+
+    fn with_backing(executor: &Executor, backing: Backing) -> Result<Self, Error> {
         let inner = Inner {
             page_size: executor.page_size(),
             instance: executor.object(SHARED_INSTANCE)?,
-            reserve: executor.bind(SHARED_RESERVE)?,
+            backing,
             initialize: executor.bind(SHARED_INITIALIZE)?,
             initialize_batch: executor.bind(SHARED_INITIALIZE_BATCH).ok(),
             deinitialize: executor.bind(SHARED_DEINITIALIZE)?,
             release: executor.bind(SHARED_RELEASE)?,
-            pid: executor.info().value(PID_KEY).and_then(|pid| from_bytes(pid).ok()),
-            asked: AtomicU64::new(0),
             reservations: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -83,38 +112,24 @@ impl Inner {
         Ok((range.start().as_u64() - around.start().as_u64(), Arc::clone(reservation)))
     }
 
-    /// Takes the executor's answer to a reserve call.
+    /// Takes the executor's answer to a reserve call: the base, and the object behind the reservation or why there is
+    /// none.
     fn reserved(
         &self,
         bytes: u64,
-        answer: Result<Expected<(ExecutorAddr, String)>, CallError>,
+        base: ExecutorAddr,
+        reservation: Result<Reservation, Error>,
     ) -> Result<ExecutorAddrRange, Error> {
-        if let Err(CallError::Disconnected(_)) = &answer {
-            self.unlink_orphans();
-        }
-        let (base, name) = answer?.map_err(refused("reserve shared memory"))?;
-        // The object comes first: its name has to go whatever else is wrong.
-        let attached = take(&name)
-            .and_then(|object| {
-                let range = check_reserved(base, bytes, self.page_size)?;
-                Ok((range, Arc::new(attach(object, &name, range.len())?)))
-            })
-            .and_then(|(range, reservation)| self.lock().add(range, reservation).map(|()| range));
+        let attached = reservation.and_then(|reservation| {
+            let range = check_reserved(base, bytes, self.page_size)?;
+            self.lock().add(range, Arc::new(reservation)).map(|()| range)
+        });
         // The executor has reserved what cannot be used here. What it says to giving it back adds nothing. A base that
         // is in use stays: it is another's.
         if attached.is_err() && !base.is_null() && !self.lock().has(base) {
             let _ = self.release.call(&(self.instance, vec![base])).wait();
         }
         attached
-    }
-
-    /// Removes the names that the executor may have left if it died between creating an object and telling us.
-    fn unlink_orphans(&self) {
-        if let Some(pid) = self.pid {
-            for number in 1..=self.asked.load(Ordering::Relaxed) {
-                SharedObject::unlink(&format!("/farlink_{pid}_{number}"));
-            }
-        }
     }
 
     /// Finalizes allocations of an executor that takes one in a call: all are sent, then all are awaited.
@@ -129,6 +144,27 @@ impl Inner {
             let _ = inner.deinitialize.call(&(inner.instance, keys)).wait();
         })
     }
+}
+
+/// Removes the names that an executor may have left if it died between creating an object and telling us.
+fn unlink_orphans(pid: Option<u64>, asked: u64) {
+    if let Some(pid) = pid {
+        for number in 1..=asked {
+            SharedObject::unlink(&format!("/farlink_{pid}_{number}"));
+        }
+    }
+}
+
+/// Makes an object without a name, and maps it.
+fn make(bytes: u64) -> Result<Reservation, Error> {
+    let size = |error| match error {
+        rustix::io::Errno::FBIG | rustix::io::Errno::INVAL => Error::BadSize { what: "reserved", bytes },
+        error => Error::system("memory without a name cannot be made", error),
+    };
+    let object = SharedObject::nameless(bytes).map_err(size)?;
+    let length = usize::try_from(bytes).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+    let mapping = object.map(length).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+    Ok(Reservation { object, mapping: Arc::new(mapping) })
 }
 
 /// Opens the shared memory object that an executor has made, and removes its name.
@@ -156,10 +192,40 @@ impl MemoryMapper for SharedMemoryMapper {
     }
 
     fn reserve(&self, bytes: u64) -> Pending<Result<ExecutorAddrRange, Error>> {
-        self.inner.asked.fetch_add(1, Ordering::Relaxed);
         let inner = Arc::clone(&self.inner);
-        let call = self.inner.reserve.call(&(self.inner.instance, bytes));
-        call.map(move |answer| inner.reserved(bytes, answer))
+        let Some(rounded) = self.inner.page_size.round_up(bytes).filter(|&bytes| bytes != 0) else {
+            return Pending::ready(Err(Error::BadSize { what: "reserved", bytes }));
+        };
+        match &self.inner.backing {
+            Backing::Nameless { executor, map } => {
+                let sent = make(rounded).and_then(|reservation| {
+                    let tag = executor.send_descriptor(reservation.object.as_fd())?;
+                    Ok((reservation, map.call(&(self.inner.instance, tag, rounded))))
+                });
+                let (reservation, call) = match sent {
+                    Ok(sent) => sent,
+                    Err(error) => return Pending::ready(Err(error)),
+                };
+                call.map(move |answer| {
+                    let base = answer?.map_err(refused("map shared memory"))?;
+                    inner.reserved(rounded, base, Ok(reservation))
+                })
+            }
+            Backing::Named { reserve, asked, .. } => {
+                asked.fetch_add(1, Ordering::Relaxed);
+                reserve.call(&(self.inner.instance, bytes)).map(move |answer| {
+                    if let (Err(CallError::Disconnected(_)), Backing::Named { pid, asked, .. }) =
+                        (&answer, &inner.backing)
+                    {
+                        unlink_orphans(*pid, asked.load(Ordering::Relaxed));
+                    }
+                    let (base, name) = answer?.map_err(refused("reserve shared memory"))?;
+                    // The object comes first: its name has to go whatever else is wrong.
+                    let reservation = take(&name).and_then(|object| attach(object, &name, rounded));
+                    inner.reserved(rounded, base, reservation)
+                })
+            }
+        }
     }
 
     fn prepare(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {

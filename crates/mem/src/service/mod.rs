@@ -14,6 +14,7 @@ use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_wire::msg::{ActionPair, Segment, WrapperFunctionCall};
 use rustix::io::Errno;
 use slabs::{Checked, Leaving, SharedName, Slab, State, Status};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -98,6 +99,25 @@ impl MemoryService {
         let guard = SharedName(name.clone());
         let mapping = object.map(bytes as usize).map_err(|_| Error::OutOfAddressSpace { bytes })?;
         Ok((self.add_slab(mapping, Some(guard))?, name))
+    }
+
+    /// As [`Self::reserve_private`], of memory behind a descriptor that the controller has sent and has mapped too.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::reserve_private`]; also fails if the object is smaller than `bytes`, or cannot be mapped.
+    pub fn reserve_received(&self, object: OwnedFd, bytes: u64) -> Result<ExecutorAddrRange, Error> {
+        let bytes = self.slab_bytes(bytes)?;
+        let object = SharedObject::received(object);
+        let size = object.len().map_err(|error| Error::system("the object received cannot be examined", error))?;
+        if size < bytes {
+            return Err(Error::BadSize { what: "mapped of a smaller object", bytes });
+        }
+        let mapping = object.map(bytes as usize).map_err(|error| match error {
+            Errno::NOMEM => Error::OutOfAddressSpace { bytes },
+            error => Error::system("the object received cannot be mapped", error),
+        })?;
+        self.add_slab(mapping, None)
     }
 
     fn slab_bytes(&self, bytes: u64) -> Result<u64, Error> {

@@ -2,11 +2,11 @@
 
 use crate::Error;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
-use rustix::fs::{FallocateFlags, Mode, StatVfsMountFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags, StatVfsMountFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 use rustix::shm;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 /// Returns the page size of this process.
@@ -128,11 +128,42 @@ impl Drop for Mapping {
     }
 }
 
-/// A POSIX shared memory object.
+/// Memory behind a descriptor, to be mapped by several processes: a POSIX shared memory object, or one without a name.
 #[derive(Debug)]
-pub(crate) struct SharedObject(OwnedFd);
+pub(crate) struct SharedObject {
+    fd: OwnedFd,
+    /// Whether it is on a file system that may be full: see [`Self::secure`].
+    is_limited: bool,
+}
 
 impl SharedObject {
+    /// Creates an object of `bytes` zero bytes that has no name and keeps its size: `memfd_create(2)`, sealed.
+    ///
+    /// No name can be left, or opened by another process, and nobody can make the pages of somebody else's mapping
+    /// vanish.
+    pub(crate) fn nameless(bytes: u64) -> Result<Self, Errno> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // The file is never executed as a program, which some systems demand to be said; mapped code may still run.
+        // Kernels before 6.3 do not know the flag.
+        let fd = match memfd_create("farlink", flags | MemfdFlags::NOEXEC_SEAL) {
+            Err(Errno::INVAL) => memfd_create("farlink", flags),
+            other => other,
+        }?;
+        rustix::fs::ftruncate(&fd, bytes)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok(Self { fd, is_limited: false })
+    }
+
+    /// Returns the object behind a descriptor that another process has sent.
+    pub(crate) fn received(fd: OwnedFd) -> Self {
+        Self { fd, is_limited: false }
+    }
+
+    /// Returns the descriptor.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     /// Creates the object `name` (with a leading slash) of `bytes` zero bytes. `shm_open(3)`, `ftruncate(2)`.
     ///
     /// Gives nothing if the name is another object's. On failure no name is left.
@@ -143,7 +174,7 @@ impl SharedObject {
             Err(Errno::EXIST) => return Ok(None),
             Err(error) => return Err(Error::shared(name, "created", describe(error))),
         };
-        let created = Self(fd).checked(name, bytes);
+        let created = Self { fd, is_limited: true }.checked(name, bytes);
         if created.is_err() {
             Self::unlink(name);
         }
@@ -152,11 +183,11 @@ impl SharedObject {
 
     /// Checks that code can run from the file system, and sets the size.
     fn checked(self, name: &str, bytes: u64) -> Result<Self, Error> {
-        let flags = rustix::fs::fstatvfs(&self.0).map(|stat| stat.f_flag);
+        let flags = rustix::fs::fstatvfs(&self.fd).map(|stat| stat.f_flag);
         if flags.is_ok_and(|flags| flags.contains(StatVfsMountFlags::NOEXEC)) {
             return Err(Error::shared(name, "executed", "/dev/shm is mounted noexec"));
         }
-        rustix::fs::ftruncate(&self.0, bytes).map_err(|error| Error::shared(name, "sized", describe(error)))?;
+        rustix::fs::ftruncate(&self.fd, bytes).map_err(|error| Error::shared(name, "sized", describe(error)))?;
         Ok(self)
     }
 
@@ -166,7 +197,7 @@ impl SharedObject {
         let no_follow = shm::OFlags::from_bits_retain(rustix::fs::OFlags::NOFOLLOW.bits());
         let opened = shm::open(name, shm::OFlags::RDWR | no_follow, Mode::empty());
         Self::unlink(name);
-        opened.map(Self).map_err(|error| Error::shared(name, "opened", describe(error)))
+        opened.map(|fd| Self { fd, is_limited: true }).map_err(|error| Error::shared(name, "opened", describe(error)))
     }
 
     /// Removes the name, if it is there. `shm_unlink(3)`.
@@ -176,17 +207,20 @@ impl SharedObject {
 
     /// Returns the size in bytes.
     pub(crate) fn len(&self) -> Result<u64, Errno> {
-        Ok(u64::try_from(rustix::fs::fstat(&self.0)?.st_size).unwrap_or(0))
+        Ok(u64::try_from(rustix::fs::fstat(&self.fd)?.st_size).unwrap_or(0))
     }
 
     /// Makes sure that the pages of a range can be written: without this, writing when the file system is full is a
     /// SIGBUS. `fallocate(2)`.
     pub(crate) fn secure(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
-        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.0, FallocateFlags::empty(), offset, bytes))
+        if !self.is_limited {
+            return Ok(());
+        }
+        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), offset, bytes))
     }
 
     pub(crate) fn map(&self, len: usize) -> Result<Mapping, Errno> {
-        Mapping::shared(&self.0, len)
+        Mapping::shared(&self.fd, len)
     }
 }
 
@@ -220,5 +254,24 @@ mod tests {
             assert_eq!(mapping.write(range.end(), b"x"), Err(Errno::FAULT));
         }
         assert!(SharedObject::take(&name).is_err());
+    }
+
+    /// An object without a name is one memory to all who map it, and keeps its size.
+    #[test]
+    fn nameless_objects_keep_their_size() {
+        let page = page_size().bytes();
+        let object = SharedObject::nameless(page).unwrap();
+        let other = SharedObject::received(object.as_fd().try_clone_to_owned().unwrap());
+        let (one, two) = (object.map(page as usize).unwrap(), other.map(page as usize).unwrap());
+        one.write(one.range().start(), b"x").unwrap();
+        // SAFETY: the first byte of the mapping is readable.
+        assert_eq!(unsafe { two.start().as_ptr().read_volatile() }, b'x');
+        for bytes in [0, 2 * page] {
+            assert_eq!(rustix::fs::ftruncate(&other.fd, bytes), Err(Errno::PERM));
+        }
+        one.protect(one.range(), MemProt::RX).unwrap();
+        two.discard(two.range()).unwrap();
+        // SAFETY: as above.
+        assert_eq!(unsafe { one.start().as_ptr().read_volatile() }, 0);
     }
 }
