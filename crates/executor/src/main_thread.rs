@@ -1,7 +1,7 @@
 //! The process's main thread, for what runs there natively: `main`, and initializers before it.
 //!
 //! In an executor's process it waits for jobs. In a process that is not an executor, or while a job runs, jobs run on
-//! the thread that has them.
+//! the thread that has them, unless only the main thread will do.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,15 +21,42 @@ fn serving() -> MutexGuard<'static, Option<Sender<Job>>> {
     SERVING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The main thread to someone who has a job for it.
+enum Claim {
+    /// It waits, and takes one job over this.
+    Free(Sender<Job>),
+    Busy,
+    /// It takes no jobs: this process is not an executor's, or is about to end.
+    Absent,
+}
+
+fn claim() -> Claim {
+    match &*serving() {
+        None => Claim::Absent,
+        Some(_) if IS_BUSY.swap(true, Ordering::Acquire) => Claim::Busy,
+        Some(main_thread) => Claim::Free(main_thread.clone()),
+    }
+}
+
 /// Runs `job` on the main thread if that is waiting for one, else here; gives its result.
 pub(crate) fn run<R: Send + 'static>(job: impl FnOnce() -> R + Send + 'static) -> R {
-    if IS_BUSY.swap(true, Ordering::Acquire) {
-        return job();
+    match claim() {
+        Claim::Free(main_thread) => send(&main_thread, job),
+        Claim::Busy | Claim::Absent => job(),
     }
-    let Some(main_thread) = serving().clone() else {
-        IS_BUSY.store(false, Ordering::Release);
-        return job();
-    };
+}
+
+/// As [`run`], but does nothing if the main thread has another job.
+pub(crate) fn run_unless_busy<R: Send + 'static>(job: impl FnOnce() -> R + Send + 'static) -> Option<R> {
+    match claim() {
+        Claim::Free(main_thread) => Some(send(&main_thread, job)),
+        Claim::Absent => Some(job()),
+        Claim::Busy => None,
+    }
+}
+
+/// Runs `job` on the main thread, which has been claimed for it.
+fn send<R: Send + 'static>(main_thread: &Sender<Job>, job: impl FnOnce() -> R + Send + 'static) -> R {
     let (result_sender, result) = sync_channel(1);
     let boxed: Job = Box::new(move || {
         let outcome = catch_unwind(AssertUnwindSafe(job));

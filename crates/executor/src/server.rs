@@ -17,6 +17,9 @@ use std::time::Duration;
 /// controller by more.
 const GRACE: Duration = Duration::from_millis(100);
 
+/// How long what linked code left for its end may take after that: dealloc actions, and what runs at exit.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Returns what an executor of this process announces: `token` stands for the session, and some functions are only for
 /// a connection that passes descriptors.
 pub(crate) fn announcement(token: ExecutorAddr, passes_descriptors: bool) -> ExecutorInfo {
@@ -48,8 +51,9 @@ impl Handler for Calls {
 
 /// Serves the controller at the other end of `transport` until the connection ends; gives the exit status.
 ///
-/// Must be called on the process's main thread, where linked programs run. If linked code is still running shortly
-/// after the connection has ended, the process ends at once.
+/// Must be called on the process's main thread, where linked programs run. The caller is to exit with the status: if
+/// linked code is still running shortly after the connection has ended, or what it left for its end takes more than a
+/// few seconds, the process ends at once.
 ///
 /// # Errors
 ///
@@ -58,7 +62,7 @@ pub fn run(transport: Transport, options: Options) -> std::io::Result<i32> {
     let registered = Registered::remote();
     let info = announcement(registered.token, transport.passes_descriptors());
     let jobs = main_thread::prepare();
-    let endpoint = accept(transport, &info, Arc::new(Calls), options)?;
+    let endpoint = accept(transport, &info, Arc::new(Calls), options).inspect_err(|_| main_thread::stop())?;
     registered.session.set_endpoint(&endpoint);
     let session = Arc::clone(&registered.session);
     let watcher = thread::spawn(move || watch(&endpoint, &session));
@@ -74,12 +78,25 @@ fn watch(endpoint: &Endpoint, session: &Session) -> i32 {
     if !endpoint.wait_quiet(GRACE) {
         services::end_process(status);
     }
+    end_within(END_PATIENCE, status);
     if let Err(text) = session.shut_down() {
         eprintln!("farlink-executor: while ending: {text}");
         status = status.max(1);
     }
     main_thread::stop();
     status
+}
+
+/// Ends the process after `patience`, should it still be there: an executor never outlives its controller for long.
+fn end_within(patience: Duration, status: i32) {
+    let limit = thread::Builder::new().name("farlink-end".to_owned()).spawn(move || {
+        thread::sleep(patience);
+        eprintln!("farlink-executor: what linked code left for its end takes more than {patience:?}");
+        services::end_process(status)
+    });
+    if limit.is_err() {
+        services::end_process(status);
+    }
 }
 
 /// Returns the exit status for the end of a connection, and says what was wrong if something was.

@@ -126,7 +126,7 @@ fn read(addr: ExecutorAddr, bytes: &mut [u8]) -> Result<(), OutOfBand> {
     let remote = libc::iovec { iov_base: addr.as_u64() as usize as *mut _, iov_len: bytes.len() };
     // SAFETY: `local` is the slice; the kernel checks `remote`, and only reads it.
     let count = unsafe { libc::process_vm_readv(own_pid(), &local, 1, &remote, 1, 0) };
-    if count == bytes.len() as isize { Ok(()) } else { Err(failed("read", addr, bytes.len())) }
+    if count == bytes.len() as isize { Ok(()) } else { Err(failed("read", addr, bytes.len(), count)) }
 }
 
 fn write(addr: ExecutorAddr, bytes: &[u8]) -> Result<(), OutOfBand> {
@@ -135,7 +135,7 @@ fn write(addr: ExecutorAddr, bytes: &[u8]) -> Result<(), OutOfBand> {
     // SAFETY: `local` is the slice, which the kernel only reads; it checks `remote`. What may be written is for the
     // controller to know: this process trusts it with its own memory.
     let count = unsafe { libc::process_vm_writev(own_pid(), &local, 1, &remote, 1, 0) };
-    if count == bytes.len() as isize { Ok(()) } else { Err(failed("written", addr, bytes.len())) }
+    if count == bytes.len() as isize { Ok(()) } else { Err(failed("written", addr, bytes.len(), count)) }
 }
 
 fn own_pid() -> libc::pid_t {
@@ -143,7 +143,10 @@ fn own_pid() -> libc::pid_t {
     std::process::id() as libc::pid_t
 }
 
-fn failed(what: &str, addr: ExecutorAddr, len: usize) -> String {
-    let error = std::io::Error::last_os_error();
-    format!("{len} bytes at {addr} cannot be {what}: {error}")
+/// Describes an access of which the kernel did `count` bytes, or none if that is negative.
+fn failed(what: &str, addr: ExecutorAddr, len: usize, count: isize) -> String {
+    match u64::try_from(count) {
+        Ok(count) => format!("{len} bytes at {addr} cannot be {what}: only {count} are accessible"),
+        Err(_) => format!("{len} bytes at {addr} cannot be {what}: {}", std::io::Error::last_os_error()),
+    }
 }

@@ -5,6 +5,7 @@ use crate::wrap::{OutOfBand, wrappers};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::msg::MainCall;
 use farlink_wire::sps::{Blob, SpsError};
+use std::convert::Infallible;
 use std::ffi::{CString, c_char, c_int};
 
 wrappers! { announce:
@@ -104,16 +105,22 @@ fn run_int((addr, argument): (ExecutorAddr, i32)) -> Result<i32, OutOfBand> {
 /// Runs a program as its own process would: what it leaves for its exit runs, its streams are flushed, and the
 /// process ends with its status.
 fn run_to_the_end(call: MainCall) -> Result<SpsError, OutOfBand> {
+    let Err(text) = run_and_exit(call);
+    Ok(SpsError(Err(text)))
+}
+
+fn run_and_exit(call: MainCall) -> Result<Infallible, String> {
     let argv = Argv::new(call.args)?;
     // SAFETY: the controller names a function that may be called as `main`.
     let main: Main = unsafe { function(call.main) }?;
-    main_thread::run(move || {
+    let ended = main_thread::run_unless_busy(move || -> Infallible {
         // SAFETY: as above.
         let status = unsafe { argv.call(main) };
         // SAFETY: `exit` runs what was registered for it. This thread holds no lock, and it runs once: the main
         // thread takes no other job.
         unsafe { libc::exit(status) }
-    })
+    });
+    ended.ok_or_else(|| "the main thread runs another call; a program can only run there".to_owned())
 }
 
 /// Ends the process at once, with whatever is running in it.

@@ -6,6 +6,7 @@ use farlink_mem::wrapper::WrapperResult;
 use farlink_wire::functions::DISPATCH_FN;
 use farlink_wire::setup::ExecutorInfo;
 use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Announces the function through which linked code calls the controller.
 pub(crate) fn announce(info: &mut ExecutorInfo) {
@@ -25,5 +26,7 @@ unsafe extern "C" fn dispatch(context: *mut c_void, tag: *const c_void, args: *c
         let session = session(ExecutorAddr::new(context as u64))?;
         session.endpoint()?.call(ExecutorAddr::new(tag as u64), args).wait().map_err(|error| error.to_string())
     };
-    WrapperResult::from_result(call())
+    // A panic stops here: it must not unwind into C.
+    let result = catch_unwind(AssertUnwindSafe(call));
+    WrapperResult::from_result(result.unwrap_or_else(|_| Err(format!("{DISPATCH_FN} panicked"))))
 }

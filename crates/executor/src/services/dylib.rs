@@ -2,6 +2,7 @@
 //!
 //! A library that was opened stays open: linked code may hold addresses in it.
 
+use crate::registry::session;
 use crate::wrap::{OutOfBand, wrappers};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::functions::Expected;
@@ -25,7 +26,8 @@ fn handles() -> MutexGuard<'static, HashSet<u64>> {
 }
 
 /// Opens a library, or with an empty path the process itself.
-fn open((_, path, mode): (ExecutorAddr, String, u64)) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+fn open((instance, path, mode): (ExecutorAddr, String, u64)) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+    session(instance)?;
     if mode != 0 {
         return Ok(Err(format!("open: the mode has to be 0, not {mode:#x}")));
     }
