@@ -23,6 +23,12 @@ impl ExecutorAddrRange {
         Some(Self { start, end: start.checked_add(len)? })
     }
 
+    /// Returns the range without bytes at `addr`.
+    #[must_use]
+    pub const fn at(addr: ExecutorAddr) -> Self {
+        Self { start: addr, end: addr }
+    }
+
     /// Returns the first address.
     #[must_use]
     pub const fn start(self) -> ExecutorAddr {

@@ -1,4 +1,4 @@
-//! One suite for every memory mapper: in-process, over shared memory without a name, over POSIX shared memory, and over
+//! One suite for every memory mapper, page by page: in-process, over shared memory without a name, over POSIX shared memory, and over
 //! messages, all but the first against an executor in a process of its own.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
@@ -100,7 +100,7 @@ fn for_each_mapper(test: impl Fn(&Subject<'_>)) {
         let process = Process::spawn();
         let executor = &process.executor;
         let mapper: Box<dyn MemoryMapper> = match name {
-            "shared" => Box::new(SharedMemoryMapper::new(executor).unwrap()),
+            "shared" => Box::new(SharedMemoryMapper::page_by_page(executor).unwrap()),
             "posix" => Box::new(SharedMemoryMapper::posix(executor).unwrap()),
             _ => Box::new(RemoteMapper::new(executor).unwrap()),
         };
@@ -316,7 +316,7 @@ fn release_with_live_allocations() {
 #[test]
 fn end_of_session_runs_dealloc_actions() {
     let process = Process::spawn();
-    let mapper = SharedMemoryMapper::new(&process.executor).unwrap();
+    let mapper = SharedMemoryMapper::page_by_page(&process.executor).unwrap();
     let subject = Subject { name: "shared", mapper: &mapper, executor: &process.executor };
     let base = subject.reserve();
     let actions = Actions::new(&subject, base);

@@ -183,13 +183,13 @@ fn bad_calls_are_errors() {
     );
     // A descriptor that never came.
     let map = executor.bind(SHARED_MAP).unwrap();
-    assert!(map.call(&(instance, 77, PAGE)).wait().unwrap().unwrap_err().contains("77"));
+    assert!(map.call(&(instance, 77, PAGE, Vec::new())).wait().unwrap().unwrap_err().contains("77"));
     // One that is too small, and one that is no memory.
     let empty = executor.send_descriptor(std::fs::File::open("/dev/null").unwrap().as_fd()).unwrap();
-    assert!(map.call(&(instance, empty, PAGE)).wait().unwrap().is_err());
+    assert!(map.call(&(instance, empty, PAGE, Vec::new())).wait().unwrap().is_err());
     let socket = std::os::unix::net::UnixStream::pair().unwrap().0;
     let socket = executor.send_descriptor(socket.as_fd()).unwrap();
-    assert!(map.call(&(instance, socket, 0)).wait().unwrap().is_err());
+    assert!(map.call(&(instance, socket, 0, Vec::new())).wait().unwrap().is_err());
     // Arguments that end early.
     assert!(
         matches!(reserve.call_encoded(vec![1, 2, 3]).wait(), Err(CallError::OutOfBand(text)) if text.contains("decoded"))

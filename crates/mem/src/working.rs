@@ -121,8 +121,13 @@ impl WorkingMemory {
 
     /// Sets every byte to zero.
     pub(crate) fn zero(&self) {
+        self.fill(0);
+    }
+
+    /// Sets every byte to `value`.
+    pub(crate) fn fill(&self, value: u8) {
         // SAFETY: the bytes are inside memory that the owner keeps mapped and writable.
-        unsafe { std::ptr::write_bytes(self.start.as_ptr(), 0, self.len as usize) };
+        unsafe { std::ptr::write_bytes(self.start.as_ptr(), value, self.len as usize) };
     }
 }
 

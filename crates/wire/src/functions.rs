@@ -6,7 +6,7 @@
 //!
 //! A function taking an `instance` wants the address announced under the service's `_Instance` name, unchanged.
 
-use crate::msg::{FinalizeRequest, LookupName, MainCall, RunInitializers, SharedFinalizeRequest, SymbolDef};
+use crate::msg::{FinalizeRequest, LookupName, MainCall, RunInitializers, SharedFinalizeRequest, Stripe, SymbolDef};
 use crate::setup::ExecutorInfo;
 use crate::sps::{Blob, SpsError, from_bytes};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
@@ -95,9 +95,11 @@ functions! {
     /// (instance, bases): ends reservations, with whatever is still allocated in them.
     SHARED_RELEASE = "__llvm_orc_ExecutorSharedMemoryMapperService_Release":
         ((ExecutorAddr, Vec<ExecutorAddr>)) -> SpsError;
-    /// (instance, tag, bytes): maps the shared memory object whose descriptor was sent with that tag; gives the base.
-    /// Announced over a connection that passes descriptors.
-    SHARED_MAP = "farlink.shared.map": ((ExecutorAddr, u64, u64)) -> Expected<ExecutorAddr>;
+    /// (instance, tag, bytes, stripes): maps the shared memory object whose descriptor was sent with that tag; gives the
+    /// base. With stripes, each is mapped with its protection, and nothing between them; finalizing changes no
+    /// protection. Without, all is readable and writable until it is finalized. Announced over a connection that passes
+    /// descriptors.
+    SHARED_MAP = "farlink.shared.map": ((ExecutorAddr, u64, u64, Vec<Stripe>)) -> Expected<ExecutorAddr>;
     /// (instance, (reservation, request) of each allocation): finalizes all or none; gives their keys.
     SHARED_INITIALIZE_BATCH = "farlink.shared.initialize_batch":
         ((ExecutorAddr, Vec<(ExecutorAddr, SharedFinalizeRequest)>)) -> Expected<Vec<ExecutorAddr>>;

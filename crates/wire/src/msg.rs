@@ -136,6 +136,19 @@ pub struct FinalizeRequest<'a> {
 
 sps_struct!(FinalizeRequest<'a> { segments: Vec<Segment<'a>>, actions: Vec<ActionPair> });
 
+/// A part of a reservation that has one protection for its whole life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stripe {
+    /// Its protection. The lifetime is standard.
+    pub group: AllocGroup,
+    /// Where it begins, in bytes from the start of the reservation and of the memory behind it. Whole pages.
+    pub offset: u64,
+    /// Length in bytes. Whole pages.
+    pub size: u64,
+}
+
+sps_struct!(Stripe { group: AllocGroup, offset: u64, size: u64 });
+
 /// A name to look up (LLVM: `RemoteSymbolLookupSetElement`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LookupName {

@@ -6,7 +6,7 @@ use farlink_addr::ExecutorAddr;
 use farlink_mem::wrapper::WrapperResult;
 use farlink_mem::{Allocation, Error};
 use farlink_wire::functions::{Expected, SIMPLE_INITIALIZE, SIMPLE_INITIALIZE_BATCH};
-use farlink_wire::msg::{FinalizeRequest, Segment, SharedFinalizeRequest};
+use farlink_wire::msg::{FinalizeRequest, Segment, SharedFinalizeRequest, Stripe};
 use farlink_wire::setup::ExecutorInfo;
 use farlink_wire::sps::{Blob, SpsError};
 
@@ -43,12 +43,14 @@ fn reserve_shared((instance, bytes): (ExecutorAddr, u64)) -> Result<Expected<(Ex
     Ok(text(reserved.map(|(range, name)| (range.start(), name))))
 }
 
-fn map_shared((instance, tag, bytes): (ExecutorAddr, u64, u64)) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+fn map_shared(
+    (instance, tag, bytes, stripes): (ExecutorAddr, u64, u64, Vec<Stripe>),
+) -> Result<Expected<ExecutorAddr>, OutOfBand> {
     let session = session(instance)?;
     let Some(object) = session.endpoint()?.take_descriptor(tag) else {
         return Ok(Err(format!("no descriptor has come with the tag {tag}")));
     };
-    Ok(text(session.shared.reserve_received(object, bytes).map(|range| range.start())))
+    Ok(text(session.shared.reserve_received(object, bytes, &stripes).map(|range| range.start())))
 }
 
 fn shared_allocation((base, request): (ExecutorAddr, SharedFinalizeRequest)) -> Allocation<'static> {

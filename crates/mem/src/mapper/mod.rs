@@ -9,7 +9,7 @@ pub use remote::RemoteMapper;
 pub use shared::SharedMemoryMapper;
 
 use crate::{Error, WorkingMemory};
-use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, PageSize};
+use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_rpc::{CallError, Pending};
 use farlink_wire::functions::Expected;
 use farlink_wire::msg::ActionPair;
@@ -49,6 +49,20 @@ pub trait MemoryMapper: Send + Sync {
         Ok(())
     }
 
+    /// Returns the parts of a reservation that have one protection for their whole life, if it has such: allocations are
+    /// packed in them, at their own alignment, and finalizing changes no protection. Without stripes allocations are
+    /// whole pages, protected when they are finalized.
+    fn stripes(&self, reservation: ExecutorAddr) -> Vec<(MemProt, ExecutorAddrRange)> {
+        let _ = reservation;
+        Vec::new()
+    }
+
+    /// Makes ranges of stripes, which have been deallocated or were never finalized, ready for others: data is zero, and
+    /// code is instructions that trap. For reservations without stripes, deallocating has done it.
+    fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
+        let _ = segments;
+    }
+
     /// Makes allocations what they are to be, all or none: content in place, protections applied, finalize actions
     /// run. Gives the key of each, its lowest address. On failure the ranges are as they were reserved.
     fn finalize(&self, allocations: Vec<FinalizeRequest>) -> Pending<Result<Vec<ExecutorAddr>, Error>>;
@@ -65,7 +79,7 @@ pub trait MemoryMapper: Send + Sync {
 pub struct FinalizeRequest {
     /// Base of the reservation that the segments are in.
     pub reservation: ExecutorAddr,
-    /// The segments, each of which begins at a page boundary.
+    /// The segments, each of which begins at a page boundary unless it is in a stripe.
     pub segments: Vec<FinalizeSegment>,
     /// The actions.
     pub actions: Vec<ActionPair>,
@@ -95,7 +109,11 @@ impl FinalizeRequest {
                 return Err(Error::OutOfBounds { offset: 0, len: *content, size: working.len() });
             }
         }
-        self.segments.iter().map(|segment| segment.range.start()).min().ok_or(Error::NoSegments)
+        self.lowest().ok_or(Error::NoSegments)
+    }
+
+    fn lowest(&self) -> Option<ExecutorAddr> {
+        self.segments.iter().map(|segment| segment.range.start()).min()
     }
 }
 

@@ -6,16 +6,26 @@
 use super::{FinalizeRequest, MemoryMapper, Reservations, bad_answer, check_keys, check_reserved, refused};
 use crate::sys::{Mapping, SharedObject};
 use crate::{Error, WorkingMemory};
-use farlink_addr::{ExecutorAddr, ExecutorAddrRange, PageSize};
+use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_rpc::{CallError, Callee, Executor, Pending};
 use farlink_wire::functions::{
     Expected, PID_KEY, SHARED_DEINITIALIZE, SHARED_INITIALIZE, SHARED_INITIALIZE_BATCH, SHARED_INSTANCE, SHARED_MAP,
     SHARED_RELEASE, SHARED_RESERVE,
 };
-use farlink_wire::msg::{SharedFinalizeRequest, SharedSegment};
+use farlink_wire::msg::{SharedFinalizeRequest, SharedSegment, Stripe};
 use farlink_wire::sps::{SpsError, from_bytes, to_bytes};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Fewest pages that a stripe is worth having for.
+const MIN_STRIPE_PAGES: u64 = 16;
+
+/// Bytes of whole pages in a range that are worth a system call to give back.
+const DISCARD_BYTES: u64 = 64 << 10;
+
+/// The instruction that traps: `int3`.
+const TRAP: u8 = 0xcc;
 
 /// Longest name of a shared memory object in bytes: what a file system takes.
 const MAX_NAME_BYTES: usize = 255;
@@ -37,12 +47,19 @@ struct Inner {
     deinitialize: Callee<(ExecutorAddr, Keys), SpsError>,
     release: Callee<(ExecutorAddr, Keys), SpsError>,
     reservations: Mutex<Reservations<Arc<Reservation>>>,
+    /// Allocations in stripes that the executor knows of: those with actions.
+    known: Mutex<HashSet<ExecutorAddr>>,
 }
 
 /// Where the memory of a reservation comes from.
 enum Backing {
     /// This process makes an object without a name and sends its descriptor.
-    Nameless { executor: Executor, map: Callee<(ExecutorAddr, u64, u64), Expected<ExecutorAddr>> },
+    Nameless {
+        executor: Executor,
+        map: Callee<(ExecutorAddr, u64, u64, Vec<Stripe>), Expected<ExecutorAddr>>,
+        /// Whether reservations have stripes.
+        is_striped: bool,
+    },
     /// The executor makes a POSIX shared memory object.
     Named {
         reserve: Callee<(ExecutorAddr, u64), Expected<(ExecutorAddr, String)>>,
@@ -57,18 +74,56 @@ enum Backing {
 struct Reservation {
     object: SharedObject,
     mapping: Arc<Mapping>,
+    stripes: Vec<Stripe>,
+}
+
+impl Reservation {
+    /// Makes part of a stripe ready for another allocation.
+    fn recycle(&self, offset: u64, bytes: u64, group: AllocGroup, page_size: PageSize) {
+        let (start, end) = (offset, offset + bytes);
+        let is_code = group.prot.contains(MemProt::EXEC);
+        // Large ranges of data give their whole pages back to the system, and only the edges are written. Code is filled
+        // in any case: a page of zeros would not trap.
+        let pages = page_size.round_up(start).zip(Some(page_size.align().align_down(end)));
+        let pages = pages.filter(|(first, last)| !is_code && last.saturating_sub(*first) >= DISCARD_BYTES);
+        let is_discarded = |&(first, last): &(u64, u64)| {
+            let base = self.mapping.range().start();
+            let range = base.checked_add(first).and_then(|addr| ExecutorAddrRange::from_len(addr, last - first));
+            range.is_some_and(|range| self.mapping.discard(range).is_ok())
+        };
+        let (first, last) = pages.filter(is_discarded).unwrap_or((end, end));
+        let fill = if is_code { TRAP } else { 0 };
+        for (from, to) in [(start, first), (last, end)] {
+            if let Ok(memory) = WorkingMemory::in_mapping(&self.mapping, from, to - from) {
+                memory.fill(fill);
+            }
+        }
+    }
 }
 
 impl SharedMemoryMapper {
-    /// Returns a mapper for the executor's shared memory service, over memory without a name if the connection passes
-    /// descriptors, else over POSIX shared memory.
+    /// Returns a mapper for the executor's shared memory service: over memory without a name, in stripes, if the
+    /// connection passes descriptors, else over POSIX shared memory, page by page.
     ///
     /// # Errors
     ///
     /// Fails if the executor has no such service.
     pub fn new(executor: &Executor) -> Result<Self, Error> {
+        Self::nameless(executor, true)
+    }
+
+    /// As [`Self::new`], but page by page in any case: each allocation's pages are protected when it is finalized.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the executor has no such service.
+    pub fn page_by_page(executor: &Executor) -> Result<Self, Error> {
+        Self::nameless(executor, false)
+    }
+
+    fn nameless(executor: &Executor, is_striped: bool) -> Result<Self, Error> {
         match executor.bind(SHARED_MAP) {
-            Ok(map) => Self::with_backing(executor, Backing::Nameless { executor: executor.clone(), map }),
+            Ok(map) => Self::with_backing(executor, Backing::Nameless { executor: executor.clone(), map, is_striped }),
             Err(_) => Self::posix(executor),
         }
     }
@@ -94,6 +149,7 @@ impl SharedMemoryMapper {
             deinitialize: executor.bind(SHARED_DEINITIALIZE)?,
             release: executor.bind(SHARED_RELEASE)?,
             reservations: Mutex::default(),
+            known: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -103,6 +159,19 @@ impl Inner {
     fn lock(&self) -> MutexGuard<'_, Reservations<Arc<Reservation>>> {
         // No code that can panic half-way through a change runs under this lock.
         self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashSet<ExecutorAddr>> {
+        // Nothing that can panic runs under this lock.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_in_stripes(&self, addr: ExecutorAddr) -> bool {
+        self.place(ExecutorAddrRange::at(addr)).is_ok_and(|(_, reservation)| !reservation.stripes.is_empty())
+    }
+
+    fn is_striped(&self, request: &FinalizeRequest) -> bool {
+        self.is_in_stripes(request.reservation)
     }
 
     /// Returns the reservation that has all of `range`, and where in it the range begins.
@@ -155,8 +224,24 @@ fn unlink_orphans(pid: Option<u64>, asked: u64) {
     }
 }
 
+/// Divides a reservation: a quarter for code, a quarter for read-only data, half for data, with a page between them that
+/// cannot be accessed. One that is too small for that has no stripes.
+fn divide(bytes: u64, page_size: PageSize) -> Vec<Stripe> {
+    let page = page_size.bytes();
+    let quarter = page_size.align().align_down(bytes / 4);
+    if quarter < MIN_STRIPE_PAGES * page {
+        return Vec::new();
+    }
+    let stripe = |prot, offset, size| Stripe { group: AllocGroup::standard(prot), offset, size };
+    vec![
+        stripe(MemProt::RX, 0, quarter - page),
+        stripe(MemProt::READ, quarter, quarter - page),
+        stripe(MemProt::RW, 2 * quarter, bytes - 2 * quarter),
+    ]
+}
+
 /// Makes an object without a name, and maps it.
-fn make(bytes: u64) -> Result<Reservation, Error> {
+fn make(bytes: u64, stripes: Vec<Stripe>) -> Result<Reservation, Error> {
     let size = |error| match error {
         rustix::io::Errno::FBIG | rustix::io::Errno::INVAL => Error::BadSize { what: "reserved", bytes },
         error => Error::system("memory without a name cannot be made", error),
@@ -164,7 +249,7 @@ fn make(bytes: u64) -> Result<Reservation, Error> {
     let object = SharedObject::nameless(bytes).map_err(size)?;
     let length = usize::try_from(bytes).map_err(|_| Error::OutOfAddressSpace { bytes })?;
     let mapping = object.map(length).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-    Ok(Reservation { object, mapping: Arc::new(mapping) })
+    Ok(Reservation { object, mapping: Arc::new(mapping), stripes })
 }
 
 /// Opens the shared memory object that an executor has made, and removes its name.
@@ -183,7 +268,7 @@ fn attach(object: SharedObject, name: &str, bytes: u64) -> Result<Reservation, E
         return Err(bad_answer("reserve", format!("the object {name} has {size} bytes instead of {bytes}")));
     }
     let mapping = object.map(bytes as usize).map_err(|error| Error::shared(name, "mapped", error))?;
-    Ok(Reservation { object, mapping: Arc::new(mapping) })
+    Ok(Reservation { object, mapping: Arc::new(mapping), stripes: Vec::new() })
 }
 
 impl MemoryMapper for SharedMemoryMapper {
@@ -197,10 +282,11 @@ impl MemoryMapper for SharedMemoryMapper {
             return Pending::ready(Err(Error::BadSize { what: "reserved", bytes }));
         };
         match &self.inner.backing {
-            Backing::Nameless { executor, map } => {
-                let sent = make(rounded).and_then(|reservation| {
+            Backing::Nameless { executor, map, is_striped } => {
+                let stripes = if *is_striped { divide(rounded, self.inner.page_size) } else { Vec::new() };
+                let sent = make(rounded, stripes.clone()).and_then(|reservation| {
                     let tag = executor.send_descriptor(reservation.object.as_fd())?;
-                    Ok((reservation, map.call(&(self.inner.instance, tag, rounded))))
+                    Ok((reservation, map.call(&(self.inner.instance, tag, rounded, stripes))))
                 });
                 let (reservation, call) = match sent {
                     Ok(sent) => sent,
@@ -256,9 +342,17 @@ impl MemoryMapper for SharedMemoryMapper {
         };
         let contents: Vec<_> =
             allocations.iter().flat_map(|request| &request.segments).map(|segment| segment.working.clone()).collect();
-        let requests: Vec<_> =
-            allocations.into_iter().map(|request| (request.reservation, shared_request(request))).collect();
-        let inner = &self.inner;
+        // What is in stripes already is as it has to be: the executor is told of it only if it has actions.
+        let is_told = |request: &FinalizeRequest| !request.actions.is_empty() || !self.inner.is_striped(request);
+        let told: Vec<_> = allocations.into_iter().filter(is_told).collect();
+        let inner = Arc::clone(&self.inner);
+        if told.is_empty() {
+            return Pending::ready(Ok(wanted));
+        }
+        let known: Vec<_> =
+            told.iter().filter(|request| inner.is_striped(request)).filter_map(FinalizeRequest::lowest).collect();
+        let told_keys: Vec<_> = told.iter().filter_map(FinalizeRequest::lowest).collect();
+        let requests: Vec<_> = told.into_iter().map(|request| (request.reservation, shared_request(request))).collect();
         let keys = match &inner.initialize_batch {
             Some(batch) => {
                 batch.call(&(inner.instance, requests)).map(|answer| answer?.map_err(refused("finalize memory")))
@@ -270,13 +364,42 @@ impl MemoryMapper for SharedMemoryMapper {
             if matches!(keys, Err(Error::Refused { .. } | Error::Call(CallError::TooLarge { .. }))) {
                 contents.iter().for_each(WorkingMemory::zero);
             }
-            check_keys(keys?, &wanted)
+            check_keys(keys?, &told_keys)?;
+            inner.known().extend(known);
+            Ok(wanted)
         })
     }
 
     fn deallocate(&self, keys: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {
-        let call = self.inner.deinitialize.call(&(self.inner.instance, keys));
+        let told: Vec<_> = {
+            let mut known = self.inner.known();
+            keys.into_iter().filter(|&key| known.remove(&key) || !self.inner.is_in_stripes(key)).collect()
+        };
+        if told.is_empty() {
+            return Pending::ready(Ok(()));
+        }
+        let call = self.inner.deinitialize.call(&(self.inner.instance, told));
         call.map(|answer| answer?.0.map_err(refused("deallocate memory")))
+    }
+
+    fn stripes(&self, reservation: ExecutorAddr) -> Vec<(MemProt, ExecutorAddrRange)> {
+        let reservations = self.inner.lock();
+        let Ok((range, reservation)) = reservations.around(ExecutorAddrRange::at(reservation)) else {
+            return Vec::new();
+        };
+        let addresses = |stripe: &Stripe| {
+            let start = range.start().checked_add(stripe.offset)?;
+            Some((stripe.group.prot, ExecutorAddrRange::from_len(start, stripe.size)?))
+        };
+        reservation.stripes.iter().filter_map(addresses).collect()
+    }
+
+    fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
+        for &(group, range) in segments {
+            if let Ok((offset, reservation)) = self.inner.place(range) {
+                reservation.recycle(offset, range.len(), group, self.inner.page_size);
+            }
+        }
     }
 
     fn release(&self, bases: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {

@@ -11,7 +11,7 @@ mod slabs;
 use crate::sys::{self, Mapping, SharedObject};
 use crate::{Error, action};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
-use farlink_wire::msg::{ActionPair, Segment, WrapperFunctionCall};
+use farlink_wire::msg::{ActionPair, Segment, Stripe, WrapperFunctionCall};
 use rustix::io::Errno;
 use slabs::{Checked, Leaving, SharedName, Slab, State, Status};
 use std::os::fd::OwnedFd;
@@ -76,7 +76,7 @@ impl MemoryService {
     pub fn reserve_private(&self, bytes: u64) -> Result<ExecutorAddrRange, Error> {
         let bytes = self.slab_bytes(bytes)?;
         let mapping = Mapping::private(bytes as usize).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-        self.add_slab(mapping, None)
+        self.add_slab(mapping, None, &[])
     }
 
     /// As [`Self::reserve_private`], of memory behind a POSIX shared memory object; gives its name too.
@@ -98,26 +98,40 @@ impl MemoryService {
         let (object, name) = created.unwrap_or_else(|| Err(Error::shared("/farlink_*", "created", Errno::EXIST)))?;
         let guard = SharedName(name.clone());
         let mapping = object.map(bytes as usize).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-        Ok((self.add_slab(mapping, Some(guard))?, name))
+        Ok((self.add_slab(mapping, Some(guard), &[])?, name))
     }
 
     /// As [`Self::reserve_private`], of memory behind a descriptor that the controller has sent and has mapped too.
     ///
+    /// With stripes, each is mapped with its protection for good; allocations in them are not page by page, and are only
+    /// made known here if they have actions.
+    ///
     /// # Errors
     ///
-    /// As [`Self::reserve_private`]; also fails if the object is smaller than `bytes`, or cannot be mapped.
-    pub fn reserve_received(&self, object: OwnedFd, bytes: u64) -> Result<ExecutorAddrRange, Error> {
+    /// As [`Self::reserve_private`]; also fails if the object is smaller than `bytes` or cannot be mapped, or the
+    /// stripes are not whole pages, in order and apart.
+    pub fn reserve_received(
+        &self,
+        object: OwnedFd,
+        bytes: u64,
+        stripes: &[Stripe],
+    ) -> Result<ExecutorAddrRange, Error> {
         let bytes = self.slab_bytes(bytes)?;
+        slabs::check_stripes(stripes, bytes, self.page_size)?;
         let object = SharedObject::received(object);
         let size = object.len().map_err(|error| Error::system("the object received cannot be examined", error))?;
         if size < bytes {
             return Err(Error::BadSize { what: "mapped of a smaller object", bytes });
         }
-        let mapping = object.map(bytes as usize).map_err(|error| match error {
+        let mapped = match stripes {
+            [] => object.map(bytes as usize),
+            stripes => object.map_stripes(bytes as usize, stripes),
+        };
+        let mapping = mapped.map_err(|error| match error {
             Errno::NOMEM => Error::OutOfAddressSpace { bytes },
             error => Error::system("the object received cannot be mapped", error),
         })?;
-        self.add_slab(mapping, None)
+        self.add_slab(mapping, None, stripes)
     }
 
     fn slab_bytes(&self, bytes: u64) -> Result<u64, Error> {
@@ -125,9 +139,15 @@ impl MemoryService {
         rounded.ok_or(Error::BadSize { what: "reserved", bytes })
     }
 
-    fn add_slab(&self, mapping: Mapping, name: Option<SharedName>) -> Result<ExecutorAddrRange, Error> {
+    fn add_slab(
+        &self,
+        mapping: Mapping,
+        name: Option<SharedName>,
+        stripes: &[Stripe],
+    ) -> Result<ExecutorAddrRange, Error> {
         let range = mapping.range();
-        let slab = Slab { mapping: Arc::new(mapping), name, allocations: Default::default() };
+        let stripes = slabs::stripe_ranges(range, stripes);
+        let slab = Slab { mapping: Arc::new(mapping), name, stripes, allocations: Default::default() };
         let mut state = self.lock();
         if state.is_shut_down {
             return Err(Error::ShutDown);

@@ -3,8 +3,8 @@
 use super::Allocation;
 use crate::Error;
 use crate::sys::{Mapping, SharedObject};
-use farlink_addr::{ExecutorAddr, ExecutorAddrRange, PageSize};
-use farlink_wire::msg::{ActionPair, Segment, WrapperFunctionCall};
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
+use farlink_wire::msg::{ActionPair, Segment, Stripe, WrapperFunctionCall};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ pub(super) struct Slab {
     pub(super) mapping: Arc<Mapping>,
     /// Name of the shared memory object, until the slab goes.
     pub(super) name: Option<SharedName>,
+    /// The parts with a protection of their own. If there are none, protections change with allocations.
+    pub(super) stripes: Vec<(MemProt, ExecutorAddrRange)>,
     pub(super) allocations: BTreeMap<ExecutorAddr, Record>,
 }
 
@@ -98,6 +100,11 @@ impl State {
             && !self.slabs.contains_key(&base)
         {
             return Err(Error::UnknownReservation(base));
+        }
+        if let Some(slab) = allocation.slab.and_then(|base| self.slabs.get_mut(&base))
+            && !slab.stripes.is_empty()
+        {
+            return slab.check_striped(allocation);
         }
         let segments = page_ranges(allocation.segments, page_size)?;
         let mut ranges: Vec<_> = segments.iter().map(|&(range, _)| range).collect();
@@ -210,6 +217,29 @@ impl State {
 }
 
 impl Slab {
+    /// Checks an allocation in stripes, and marks it busy by its lowest address. Its memory is as it has to be.
+    fn check_striped<'a>(&mut self, allocation: Allocation<'a>) -> Result<Checked<'a>, Error> {
+        let mut ranges = Vec::with_capacity(allocation.segments.len());
+        for Segment { group, addr, size, content } in &allocation.segments {
+            let bad_size = Error::BadSize { what: "finalized", bytes: *size };
+            let range = ExecutorAddrRange::from_len(*addr, *size).filter(|range| !range.is_empty()).ok_or(bad_size)?;
+            let is_inside =
+                |(prot, stripe): &(MemProt, ExecutorAddrRange)| *prot == group.prot && stripe.contains_range(range);
+            if !content.0.is_empty() || !self.stripes.iter().any(is_inside) {
+                return Err(Error::OutsideReservation(range));
+            }
+            ranges.push(range);
+        }
+        let key = ranges.iter().map(|range| range.start()).min().ok_or(Error::NoSegments)?;
+        if let Some(taken) = self.allocations.get(&key) {
+            return Err(Error::Overlap(ranges[0], taken.span));
+        }
+        let span = ranges.into_iter().min().expect("there is one");
+        self.allocations.insert(key, Record { span, segments: Vec::new(), status: Status::Busy });
+        let (mapping, segments) = (Arc::clone(&self.mapping), Vec::new());
+        Ok(Checked { key, mapping, segments, actions: allocation.actions })
+    }
+
     /// Checks that nothing is allocated in `span`.
     fn check_free(&self, span: ExecutorAddrRange) -> Result<(), Error> {
         let before = self.allocations.range(..=span.start()).next_back();
@@ -240,4 +270,35 @@ fn pages_of(segment: &Segment<'_>, page_size: PageSize) -> Result<ExecutorAddrRa
     }
     let pages = page_size.round_up(size).and_then(|size| ExecutorAddrRange::from_len(addr, size));
     pages.ok_or(Error::BadSize { what: "finalized", bytes: size })
+}
+
+/// Most stripes of a slab: one for each protection, and room for more.
+const MAX_STRIPES: usize = 16;
+
+/// Checks that stripes are whole pages, in order, apart, and inside `bytes`, and that no page is both writable and
+/// executable.
+pub(super) fn check_stripes(stripes: &[Stripe], bytes: u64, page_size: PageSize) -> Result<(), Error> {
+    let mut end = 0;
+    for stripe in stripes {
+        let bad = Error::BadSize { what: "a stripe of the reservation", bytes: stripe.size };
+        let is_whole = page_size.align().is_aligned(stripe.offset) && page_size.align().is_aligned(stripe.size);
+        let stripe_end = stripe.offset.checked_add(stripe.size).filter(|&end| end <= bytes);
+        let Some(stripe_end) = stripe_end.filter(|_| is_whole && stripe.size > 0 && stripe.offset >= end) else {
+            return Err(bad);
+        };
+        if stripe.group.prot.contains(MemProt::WRITE | MemProt::EXEC) || stripes.len() > MAX_STRIPES {
+            return Err(bad);
+        }
+        end = stripe_end;
+    }
+    Ok(())
+}
+
+/// Returns the addresses of stripes, which have been checked, in a slab.
+pub(super) fn stripe_ranges(slab: ExecutorAddrRange, stripes: &[Stripe]) -> Vec<(MemProt, ExecutorAddrRange)> {
+    let range = |stripe: &Stripe| {
+        let start = slab.start().checked_add(stripe.offset)?;
+        Some((stripe.group.prot, ExecutorAddrRange::from_len(start, stripe.size)?))
+    };
+    stripes.iter().filter_map(range).collect()
 }

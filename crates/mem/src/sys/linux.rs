@@ -2,6 +2,7 @@
 
 use crate::Error;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
+use farlink_wire::msg::Stripe;
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags, StatVfsMountFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
@@ -61,6 +62,35 @@ impl Mapping {
         Ok(Self::new(start, len, true))
     }
 
+    /// Reserves `len` bytes of address space and maps each stripe of a shared memory object at its offset, with its
+    /// protection for good. What is between stripes cannot be accessed.
+    ///
+    /// Protections are set by mapping and not by changing them, which a hardened process refuses.
+    pub(crate) fn striped(object: impl AsFd, len: usize, stripes: &[Stripe]) -> Result<Self, Errno> {
+        // SAFETY: as in `private`.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let mapping = Self::new(start, len, true);
+        for stripe in stripes {
+            let addr = mapping.range().start().checked_add(stripe.offset).ok_or(Errno::INVAL)?;
+            let range = ExecutorAddrRange::from_len(addr, stripe.size).ok_or(Errno::INVAL)?;
+            let target = mapping.inside(range)?;
+            let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+            let prot = ProtFlags::from_bits_truncate(prot_flags(stripe.group.prot).bits());
+            // SAFETY: the range is inside the reservation made above, of which nobody knows yet.
+            unsafe {
+                rustix::mm::mmap(target.cast(), stripe.size as usize, prot, flags, object.as_fd(), stripe.offset)
+            }?;
+        }
+        Ok(mapping)
+    }
+
     fn new(start: *mut core::ffi::c_void, len: usize, is_shared: bool) -> Self {
         let start = NonNull::new(start.cast()).expect("Linux maps nothing at null unless asked to");
         Self { start, len, is_shared }
@@ -88,16 +118,10 @@ impl Mapping {
 
     /// Sets the protection of whole pages. `mprotect(2)`.
     pub(crate) fn protect(&self, range: ExecutorAddrRange, prot: MemProt) -> Result<(), Errno> {
-        let flags = [
-            (MemProt::READ, MprotectFlags::READ),
-            (MemProt::WRITE, MprotectFlags::WRITE),
-            (MemProt::EXEC, MprotectFlags::EXEC),
-        ];
-        let flags = flags.iter().filter(|(bit, _)| prot.contains(*bit)).map(|&(_, flag)| flag).collect();
         let start = self.inside(range)?;
         // SAFETY: the range is inside this mapping, to whose bytes no reference exists. Whether code may still use
         // them as they were protected is for the owner of the allocation to know.
-        unsafe { rustix::mm::mprotect(start.cast(), range.len() as usize, flags) }
+        unsafe { rustix::mm::mprotect(start.cast(), range.len() as usize, prot_flags(prot)) }
     }
 
     /// Gives the physical pages of `range`, which is whole writable pages, back to the system: they read as zero from
@@ -118,6 +142,15 @@ impl Mapping {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len()) };
         Ok(())
     }
+}
+
+fn prot_flags(prot: MemProt) -> MprotectFlags {
+    let flags = [
+        (MemProt::READ, MprotectFlags::READ),
+        (MemProt::WRITE, MprotectFlags::WRITE),
+        (MemProt::EXEC, MprotectFlags::EXEC),
+    ];
+    flags.iter().filter(|(bit, _)| prot.contains(*bit)).map(|&(_, flag)| flag).collect()
 }
 
 impl Drop for Mapping {
@@ -221,6 +254,10 @@ impl SharedObject {
 
     pub(crate) fn map(&self, len: usize) -> Result<Mapping, Errno> {
         Mapping::shared(&self.fd, len)
+    }
+
+    pub(crate) fn map_stripes(&self, len: usize, stripes: &[Stripe]) -> Result<Mapping, Errno> {
+        Mapping::striped(&self.fd, len, stripes)
     }
 }
 

@@ -1,20 +1,20 @@
 //! Allocation of executor memory from reserved space.
 //!
 //! The manager reserves in large units and allocates from them, so most allocations make no call to the executor. An
-//! allocation is one range of a reservation with a segment for each protection, in whole pages; it never straddles two
-//! reservations. Its states are types: [`InFlightAlloc`] while content is written, [`FinalizedAlloc`] from finalize to
+//! allocation has a segment for each protection. In a reservation with stripes each is packed in the stripe of its
+//! protection; in one without, they are whole pages beside each other. An allocation never straddles two reservations.
+//! Its states are types: [`InFlightAlloc`] while content is written, [`FinalizedAlloc`] from finalize to
 //! deallocate. Dropping one that is in flight abandons it.
 
-use crate::free_list::FreeList;
+mod space;
+
 use crate::{Error, FinalizeRequest, FinalizeSegment, MemoryMapper, WorkingMemory};
 use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, PageSize};
 use farlink_rpc::{CallError, Pending};
 use farlink_wire::msg::ActionPair;
+use space::{Place, Request, Reservation};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Largest alignment of a segment in bytes: that of a large page.
-const MAX_ALIGN_BYTES: u64 = 2 << 20;
 
 /// What a segment needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub struct AllocatedSegment {
     pub range: ExecutorAddrRange,
     /// Length of the content in bytes.
     pub content_bytes: u64,
-    /// Where the content is written. It has the content's length and is zero.
+    /// Where the content is written. It has the content's length and is zero, but for code in a stripe, which traps.
     pub working: WorkingMemory,
 }
 
@@ -82,36 +82,25 @@ struct State {
 }
 
 impl State {
-    fn give(&mut self, place: Place) {
+    fn give(&mut self, place: &Place) {
         // An allocation of another manager has no place here.
-        let reservation = self.reservations.get_mut(&place.reservation);
-        if let Some(reservation) = reservation.filter(|reservation| reservation.range.contains_range(place.range)) {
+        if let Some(reservation) = self.reservations.get_mut(&place.reservation)
+            && place.ranges.iter().all(|&range| reservation.range.contains_range(range))
+        {
             self.live_allocations -= 1;
-            reservation.free.give(place.range);
+            reservation.give(&place.ranges);
         }
     }
 }
 
-struct Reservation {
-    range: ExecutorAddrRange,
-    free: FreeList,
-}
-
-/// A range of a reservation.
-#[derive(Clone, Copy)]
-struct Place {
-    reservation: ExecutorAddr,
-    range: ExecutorAddrRange,
-}
-
-/// A range taken from a reservation. Given back when dropped.
+/// Ranges taken from a reservation. Given back when dropped.
 struct Taken {
     inner: Arc<Inner>,
     place: Option<Place>,
 }
 
 impl Taken {
-    /// Keeps the range from being given back.
+    /// Keeps the ranges from being given back.
     fn keep(mut self) -> Option<Place> {
         self.place.take()
     }
@@ -119,7 +108,7 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        if let Some(place) = self.place {
+        if let Some(place) = &self.place {
             self.inner.lock().give(place);
         }
     }
@@ -163,7 +152,7 @@ impl MemoryManager {
             return Pending::ready(self.inner.prepare(request, taken));
         }
         let inner = Arc::clone(&self.inner);
-        let wanted = request.reserve_bytes(self.inner.reservation_bytes, self.inner.page_size);
+        let wanted = self.inner.wanted_bytes(&request);
         self.inner.mapper.reserve(wanted).map(move |reserved| inner.grow(request, wanted, reserved))
     }
 
@@ -179,10 +168,10 @@ impl MemoryManager {
         let mut in_flight = Vec::with_capacity(batch.len());
         for (mut alloc, actions) in batch {
             let Some(place) = alloc.taken.take().and_then(Taken::keep) else { continue };
-            let segments = std::mem::take(&mut alloc.segments);
+            let (segments, reservation) = (std::mem::take(&mut alloc.segments), place.reservation);
             in_flight.push((place, segments.iter().map(|segment| (segment.group, segment.range)).collect::<Vec<_>>()));
             requests.push(FinalizeRequest {
-                reservation: place.reservation,
+                reservation,
                 segments: segments.into_iter().map(finalize_segment).collect(),
                 actions,
             });
@@ -200,8 +189,7 @@ impl MemoryManager {
             Err(error) => {
                 // The mapper has made the ranges as they were reserved, if it knows what became of them.
                 if !error.leaves_unknown() {
-                    let mut state = inner.lock();
-                    in_flight.into_iter().for_each(|(place, _)| state.give(place));
+                    inner.free(in_flight);
                 }
                 Err(error)
             }
@@ -218,10 +206,7 @@ impl MemoryManager {
             // Only an executor that ran the request has nothing there any more. One that cannot be asked why it refused
             // a valid request did run it: its actions failed.
             if matches!(result, Ok(()) | Err(Error::Actions(_) | Error::Refused { .. })) {
-                let mut state = inner.lock();
-                for alloc in allocs {
-                    state.give(alloc.place);
-                }
+                inner.free(allocs.into_iter().map(|alloc| (alloc.place, alloc.segments)));
             }
             result
         })
@@ -235,10 +220,13 @@ impl MemoryManager {
         for reservation in state.reservations.values() {
             stats.reservations += 1;
             stats.reserved_bytes += reservation.range.len();
-            stats.free_bytes += reservation.free.total();
-            stats.largest_free_bytes = stats.largest_free_bytes.max(reservation.free.largest());
+            for area in &reservation.areas {
+                let free = area.free.total();
+                stats.free_bytes += free;
+                stats.live_bytes += area.range.len() - free;
+                stats.largest_free_bytes = stats.largest_free_bytes.max(area.free.largest());
+            }
         }
-        stats.live_bytes = stats.reserved_bytes - stats.free_bytes;
         stats
     }
 }
@@ -265,16 +253,34 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns how much to reserve for a request that no reservation has room for.
+    fn wanted_bytes(&self, request: &Request) -> u64 {
+        let usual = request.reserve_bytes(self.reservation_bytes, self.page_size);
+        // Where earlier reservations have stripes, the next one has.
+        let is_striped = self.lock().reservations.values().any(Reservation::is_striped);
+        if is_striped { usual.max(request.striped_bytes(self.page_size)) } else { usual }
+    }
+
+    /// Makes what was allocated ready for others, and gives it back.
+    fn free(&self, allocations: impl IntoIterator<Item = (Place, Vec<(AllocGroup, ExecutorAddrRange)>)>) {
+        for (place, segments) in allocations {
+            if place.is_striped {
+                self.mapper.recycle(&segments);
+            }
+            self.lock().give(&place);
+        }
+    }
+
     /// Takes what a request needs from the first reservation that has it.
     fn take(self: &Arc<Self>, request: &Request) -> Option<Taken> {
         let mut state = self.lock();
-        let found = state
-            .reservations
-            .iter_mut()
-            .find_map(|(&base, reservation)| Some((base, reservation.free.take(request.bytes, request.align)?)));
-        let (reservation, range) = found?;
+        let found = state.reservations.iter_mut().find_map(|(&base, reservation)| {
+            let ranges = reservation.take(request)?;
+            Some(Place { reservation: base, ranges, is_striped: reservation.is_striped() })
+        });
+        let place = found?;
         state.live_allocations += 1;
-        Some(Taken { inner: Arc::clone(self), place: Some(Place { reservation, range }) })
+        Some(Taken { inner: Arc::clone(self), place: Some(place) })
     }
 
     /// Adds what was reserved, or tries again with less, and allocates from it.
@@ -293,7 +299,11 @@ impl Inner {
                     return Err(Error::BadAnswer { what: "reserve", text });
                 }
                 Ok(range) => {
-                    let reservation = Reservation { range, free: FreeList::new(range) };
+                    let reservation = Reservation::new(range, self.mapper.stripes(range.start()));
+                    if reservation.is_striped() {
+                        // The next one, if this is not enough: a stripe is only a part of a reservation.
+                        wanted = wanted.max(request.striped_bytes(self.page_size));
+                    }
                     self.lock().reservations.insert(range.start(), reservation);
                     // Another thread may be quicker to take from it, or have grown already.
                     if let Some(taken) = self.take(&request) {
@@ -309,9 +319,12 @@ impl Inner {
 
     /// Places the segments in the range that was taken, and prepares their working memory.
     fn prepare(&self, request: Request, taken: Taken) -> Result<InFlightAlloc, Error> {
-        let start = taken.place.map_or(ExecutorAddr::NULL, |place| place.range.start());
-        let place = |(layout, offset): (SegmentLayout, u64)| {
-            let addr = start.checked_add(offset).expect("the range has all segments");
+        let place = taken.place.as_ref();
+        let (ranges, is_striped) = place.map_or((&[][..], false), |place| (&place.ranges[..], place.is_striped));
+        let place = |(index, (layout, offset)): (usize, (SegmentLayout, u64))| {
+            // In stripes each segment has a range, else all have one.
+            let (range, offset) = if is_striped { (ranges[index], 0) } else { (ranges[0], offset) };
+            let addr = range.start().checked_add(offset).expect("the range has all segments");
             let len = layout.content_bytes + layout.zero_fill_bytes;
             let range = |len| ExecutorAddrRange::from_len(addr, len).expect("the range has all segments");
             if let Some(zeros) = ExecutorAddrRange::new(range(layout.content_bytes).end(), range(len).end())
@@ -323,7 +336,7 @@ impl Inner {
             let (group, content_bytes) = (layout.group, layout.content_bytes);
             Ok(AllocatedSegment { group, range: range(len), content_bytes, working })
         };
-        let segments: Result<Vec<_>, Error> = request.segments.into_iter().map(place).collect();
+        let segments: Result<Vec<_>, Error> = request.segments.into_iter().enumerate().map(place).collect();
         Ok(InFlightAlloc { segments: segments?, taken: Some(taken) })
     }
 }
@@ -344,45 +357,6 @@ impl Error {
                 | Self::Refused { .. }
                 | Self::SharedMemory { what: "mapped", .. }
         )
-    }
-}
-
-/// Segments with their offsets.
-struct Request {
-    segments: Vec<(SegmentLayout, u64)>,
-    bytes: u64,
-    align: Align,
-}
-
-impl Request {
-    fn new(layouts: Vec<SegmentLayout>, page_size: PageSize) -> Result<Self, Error> {
-        let mut segments = Vec::with_capacity(layouts.len());
-        let (mut end, mut align) = (0u64, page_size.align());
-        for layout in layouts {
-            if layout.align.bytes() > MAX_ALIGN_BYTES.max(page_size.bytes()) {
-                return Err(Error::Alignment(layout.align.bytes()));
-            }
-            align = align.max(layout.align);
-            let too_big = || Error::BadSize {
-                what: "allocated",
-                bytes: layout.content_bytes.saturating_add(layout.zero_fill_bytes),
-            };
-            let offset = layout.align.max(page_size.align()).align_up(end).ok_or_else(too_big)?;
-            let size = layout.content_bytes.checked_add(layout.zero_fill_bytes).ok_or_else(too_big)?;
-            end = offset.checked_add(size).and_then(|end| page_size.round_up(end)).ok_or_else(too_big)?;
-            segments.push((layout, offset));
-        }
-        if end == 0 {
-            return Err(Error::BadSize { what: "allocated", bytes: 0 });
-        }
-        Ok(Self { segments, bytes: end, align })
-    }
-
-    /// Returns how much to reserve for this request, at least `usual`.
-    fn reserve_bytes(&self, usual: u64, page_size: PageSize) -> u64 {
-        // A reservation begins at a page boundary; a larger alignment may cost up to its size.
-        let extra = if self.align > page_size.align() { self.align.bytes() } else { 0 };
-        self.bytes.saturating_add(extra).max(usual)
     }
 }
 

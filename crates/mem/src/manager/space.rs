@@ -1,0 +1,136 @@
+//! Reserved space and what is taken from it: areas with their free ranges, and what a request needs of them.
+
+use super::SegmentLayout;
+use crate::Error;
+use crate::free_list::FreeList;
+use farlink_addr::{Align, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
+
+/// Largest alignment of a segment in bytes: that of a large page.
+const MAX_ALIGN_BYTES: u64 = 2 << 20;
+
+/// The smallest stripe is this part of a reservation, a page less.
+const STRIPE_SHARE: u64 = 4;
+
+/// Reserved space: one area for all protections, or one for each.
+pub(super) struct Reservation {
+    pub(super) range: ExecutorAddrRange,
+    pub(super) areas: Vec<Area>,
+}
+
+pub(super) struct Area {
+    /// The protection of the stripe; none if the area is a whole reservation without stripes.
+    pub(super) prot: Option<MemProt>,
+    pub(super) range: ExecutorAddrRange,
+    pub(super) free: FreeList,
+}
+
+impl Area {
+    fn new(prot: Option<MemProt>, range: ExecutorAddrRange) -> Self {
+        Self { prot, range, free: FreeList::new(range) }
+    }
+}
+
+impl Reservation {
+    pub(super) fn new(range: ExecutorAddrRange, stripes: Vec<(MemProt, ExecutorAddrRange)>) -> Self {
+        let mut areas: Vec<_> = stripes.into_iter().map(|(prot, stripe)| Area::new(Some(prot), stripe)).collect();
+        if areas.is_empty() {
+            areas.push(Area::new(None, range));
+        }
+        Self { range, areas }
+    }
+
+    /// Takes what a request needs: a range for each segment in its stripe, or one for all of them.
+    pub(super) fn take(&mut self, request: &Request) -> Option<Vec<ExecutorAddrRange>> {
+        if let [Area { prot: None, free, .. }] = &mut self.areas[..] {
+            return Some(vec![free.take(request.bytes, request.align)?]);
+        }
+        let mut ranges = Vec::with_capacity(request.segments.len());
+        for (layout, _) in &request.segments {
+            let area = self.areas.iter_mut().find(|area| area.prot == Some(layout.group.prot));
+            match area.and_then(|area| area.free.take(packed_bytes(layout), layout.align.max(GRANULE))) {
+                Some(range) => ranges.push(range),
+                None => {
+                    self.give(&ranges);
+                    return None;
+                }
+            }
+        }
+        Some(ranges)
+    }
+
+    pub(super) fn give(&mut self, ranges: &[ExecutorAddrRange]) {
+        for &range in ranges {
+            if let Some(area) = self.areas.iter_mut().find(|area| area.range.contains_range(range)) {
+                area.free.give(range);
+            }
+        }
+    }
+
+    pub(super) fn is_striped(&self) -> bool {
+        self.areas.iter().any(|area| area.prot.is_some())
+    }
+}
+
+/// Ranges in stripes are multiples of this, in bytes: what alignment compilers give functions.
+const GRANULE: Align = match Align::new(16) {
+    Some(align) => align,
+    None => unreachable!(),
+};
+
+/// Bytes that a segment takes in a stripe. The sum was checked when the request was made.
+fn packed_bytes(layout: &SegmentLayout) -> u64 {
+    let bytes = layout.content_bytes + layout.zero_fill_bytes;
+    GRANULE.align_up(bytes.max(1)).unwrap_or(u64::MAX)
+}
+
+/// Ranges of a reservation: one for each segment in stripes, else one for all segments.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub(super) reservation: ExecutorAddr,
+    pub(super) ranges: Vec<ExecutorAddrRange>,
+    pub(super) is_striped: bool,
+}
+
+/// Segments with their offsets.
+pub(super) struct Request {
+    pub(super) segments: Vec<(SegmentLayout, u64)>,
+    pub(super) bytes: u64,
+    pub(super) align: Align,
+}
+
+impl Request {
+    pub(super) fn new(layouts: Vec<SegmentLayout>, page_size: PageSize) -> Result<Self, Error> {
+        let mut segments = Vec::with_capacity(layouts.len());
+        let (mut end, mut align) = (0u64, page_size.align());
+        for layout in layouts {
+            if layout.align.bytes() > MAX_ALIGN_BYTES.max(page_size.bytes()) {
+                return Err(Error::Alignment(layout.align.bytes()));
+            }
+            align = align.max(layout.align);
+            let too_big = || Error::BadSize {
+                what: "allocated",
+                bytes: layout.content_bytes.saturating_add(layout.zero_fill_bytes),
+            };
+            let offset = layout.align.max(page_size.align()).align_up(end).ok_or_else(too_big)?;
+            let size = layout.content_bytes.checked_add(layout.zero_fill_bytes).ok_or_else(too_big)?;
+            end = offset.checked_add(size).and_then(|end| page_size.round_up(end)).ok_or_else(too_big)?;
+            segments.push((layout, offset));
+        }
+        if end == 0 {
+            return Err(Error::BadSize { what: "allocated", bytes: 0 });
+        }
+        Ok(Self { segments, bytes: end, align })
+    }
+
+    /// Returns how much to reserve for this request, at least `usual`.
+    pub(super) fn reserve_bytes(&self, usual: u64, page_size: PageSize) -> u64 {
+        // A reservation begins at a page boundary; a larger alignment may cost up to its size.
+        let extra = if self.align > page_size.align() { self.align.bytes() } else { 0 };
+        self.bytes.saturating_add(extra).max(usual)
+    }
+
+    /// Returns how much to reserve so that every stripe has room for the whole request.
+    pub(super) fn striped_bytes(&self, page_size: PageSize) -> u64 {
+        self.reserve_bytes(0, page_size).saturating_add(page_size.bytes()).saturating_mul(STRIPE_SHARE)
+    }
+}
