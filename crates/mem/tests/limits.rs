@@ -9,10 +9,7 @@ use farlink_mem::{
 use farlink_wire::msg::Segment;
 use farlink_wire::sps::Blob;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// Limits are the process's, so tests take turns.
-static SERIAL: Mutex<()> = Mutex::new(());
+use std::sync::Arc;
 
 fn one_page(addr: ExecutorAddr, prot: MemProt) -> Vec<Allocation<'static>> {
     let content = Blob::from(&b"content"[..]);
@@ -20,15 +17,20 @@ fn one_page(addr: ExecutorAddr, prot: MemProt) -> Vec<Allocation<'static>> {
     vec![Allocation { segments: vec![segment], ..Allocation::default() }]
 }
 
+/// Both limits, one after the other: while one is reached no thread of another test can start.
+#[test]
+fn limits_of_the_process() {
+    too_many_mappings();
+    little_address_space();
+}
+
 /// At the limit of mappings a request is refused. Pages that cannot be made writable again are given to nobody, since
 /// writing to them would be a fault, and go with their slab; everything else goes on.
-#[test]
 fn too_many_mappings() {
-    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
     let pages: u64 = limit.trim().parse().unwrap();
     if pages > 300_000 {
-        // The limit has been raised so far that reaching it takes too long.
+        eprintln!("SKIPPED too_many_mappings: reaching a limit of {pages} mappings takes too long");
         return;
     }
     let page = page_size().bytes();
@@ -64,9 +66,7 @@ fn too_many_mappings() {
 }
 
 /// With little address space left, a smaller reservation is made than is usual, and what is too large is an error.
-#[test]
 fn little_address_space() {
-    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let used = statm.split_whitespace().next().unwrap().parse::<u64>().unwrap() * page_size().bytes();
     let before = getrlimit(Resource::As);

@@ -528,3 +528,63 @@ fn reservations_have_room_to_align() {
         assert_eq!(manager.stats().reservations, 1, "{log2}");
     }
 }
+
+/// Reserves at an address whose low 32 bits are zero, in stripes if asked to.
+struct Aligned {
+    is_striped: bool,
+}
+
+impl MemoryMapper for Aligned {
+    fn page_size(&self) -> PageSize {
+        page_size()
+    }
+
+    fn reserve(&self, bytes: u64) -> Pending<Result<ExecutorAddrRange, Error>> {
+        Pending::ready(Ok(ExecutorAddrRange::from_len(ExecutorAddr::new(0x7f_0000_0000), bytes).unwrap()))
+    }
+
+    fn prepare(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
+        WorkingMemory::in_heap(range.len())
+    }
+
+    fn stripes(&self, base: ExecutorAddr) -> Vec<(MemProt, ExecutorAddrRange)> {
+        let stripe = |prot, at, len| (prot, ExecutorAddrRange::from_len(base.checked_add(at).unwrap(), len).unwrap());
+        let stripes = [stripe(MemProt::RX, 0, 1 << 20), stripe(MemProt::RW, 2 << 20, 1 << 20)];
+        if self.is_striped { stripes.to_vec() } else { Vec::new() }
+    }
+
+    fn finalize(&self, allocations: Vec<FinalizeRequest>) -> Pending<Result<Vec<ExecutorAddr>, Error>> {
+        Pending::ready(Ok(allocations.iter().map(|request| request.segments[0].range.start()).collect()))
+    }
+
+    fn deallocate(&self, _keys: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {
+        Pending::ready(Ok(()))
+    }
+
+    fn release(&self, _bases: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {
+        Pending::ready(Ok(()))
+    }
+}
+
+/// No code is where the low 32 bits of an address are zero, which libgcc takes for a function that was removed; data may
+/// be, and nothing is lost.
+#[test]
+fn no_code_where_unwinders_do_not_look() {
+    for is_striped in [false, true] {
+        let manager = MemoryManager::new(Arc::new(Aligned { is_striped }), 4 << 20);
+        let mut live = Vec::new();
+        for _ in 0..20 {
+            let alloc = manager.allocate(vec![layout(MemProt::RX, 100, 0, 16)]).wait().unwrap();
+            let range = alloc.segments()[0].range;
+            assert!(!range.contains(ExecutorAddr::new(0x7f_0000_0000)), "{range}");
+            live.push(alloc);
+        }
+        let data = manager.allocate(rw(100)).wait().unwrap();
+        assert_eq!(
+            data.segments()[0].range.start(),
+            ExecutorAddr::new(0x7f_0000_0000 + u64::from(is_striped) * (2 << 20))
+        );
+        drop((live, data));
+        assert_eq!(manager.stats().live_bytes, 0);
+    }
+}

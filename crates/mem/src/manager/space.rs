@@ -42,12 +42,15 @@ impl Reservation {
     /// Takes what a request needs: a range for each segment in its stripe, or one for all of them.
     pub(super) fn take(&mut self, request: &Request) -> Option<Vec<ExecutorAddrRange>> {
         if let [Area { prot: None, free, .. }] = &mut self.areas[..] {
-            return Some(vec![free.take(request.bytes, request.align)?]);
+            let is_usable = |range| !request.has_code_at_bad_address(range);
+            return Some(vec![take_usable(free, request.bytes, request.align, is_usable)?]);
         }
         let mut ranges = Vec::with_capacity(request.segments.len());
         for (layout, _) in &request.segments {
             let area = self.areas.iter_mut().find(|area| area.prot == Some(layout.group.prot));
-            match area.and_then(|area| area.free.take(packed_bytes(layout), layout.align.max(GRANULE))) {
+            let (bytes, align) = (packed_bytes(layout), layout.align.max(GRANULE));
+            let is_usable = |range| !is_code(layout) || !has_bad_address(range);
+            match area.and_then(|area| take_usable(&mut area.free, bytes, align, is_usable)) {
                 Some(range) => ranges.push(range),
                 None => {
                     self.give(&ranges);
@@ -69,6 +72,39 @@ impl Reservation {
     pub(super) fn is_striped(&self) -> bool {
         self.areas.iter().any(|area| area.prot.is_some())
     }
+}
+
+/// Takes a range for which `is_usable` holds.
+fn take_usable(
+    free: &mut FreeList,
+    bytes: u64,
+    align: Align,
+    is_usable: impl Fn(ExecutorAddrRange) -> bool,
+) -> Option<ExecutorAddrRange> {
+    // What cannot be used is kept while something else is looked for, and given back after.
+    let mut unusable = Vec::new();
+    let found = loop {
+        match free.take(bytes, align) {
+            Some(taken) if !is_usable(taken) => unusable.push(taken),
+            other => break other,
+        }
+    };
+    unusable.into_iter().for_each(|range| free.give(range));
+    found
+}
+
+fn is_code(layout: &SegmentLayout) -> bool {
+    layout.group.prot.contains(MemProt::EXEC)
+}
+
+/// Whether a range has an address whose low 32 bits are zero. A function must not be at one: unwinders of libgcc take
+/// the 32 bits of its address that unwind information has for those of a function that was removed.
+fn has_bad_address(range: ExecutorAddrRange) -> bool {
+    const BAD: Align = match Align::new(1 << 32) {
+        Some(align) => align,
+        None => unreachable!(),
+    };
+    range.start().align_up(BAD).is_some_and(|bad| range.contains(bad))
 }
 
 /// Ranges in stripes are multiples of this, in bytes: what alignment compilers give functions.
@@ -120,6 +156,16 @@ impl Request {
             return Err(Error::BadSize { what: "allocated", bytes: 0 });
         }
         Ok(Self { segments, bytes: end, align })
+    }
+
+    /// Whether code of this request, placed in `range`, would be where a function must not be.
+    fn has_code_at_bad_address(&self, range: ExecutorAddrRange) -> bool {
+        let code = self.segments.iter().filter(|(layout, _)| is_code(layout));
+        let place = |&(layout, offset): &(SegmentLayout, u64)| {
+            let start = range.start().checked_add(offset)?;
+            ExecutorAddrRange::from_len(start, layout.content_bytes + layout.zero_fill_bytes)
+        };
+        code.filter_map(place).any(has_bad_address)
     }
 
     /// Returns how much to reserve for this request, at least `usual`.
