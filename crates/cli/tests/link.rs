@@ -154,7 +154,7 @@ fn relocations_are_those_of_gnu_ld() {
         .long target-., start+16-.
         .word small, small+5
         .byte tiny, tiny+3
-        .quad target@SIZE
+        .quad table@SIZE
         .long table@SIZE
         .text
         .globl code

@@ -87,6 +87,52 @@ fn failed_lookup_can_be_repeated() {
     });
 }
 
+/// What cannot be linked is refused each time it is looked up, and what does not need it is not concerned.
+#[test]
+fn refused_objects_stay_refused() {
+    let objects = Objects::new();
+    in_each_session(|session| {
+        let library = session.create_library("main");
+        objects.add(&library, "tls.c", "__thread int t; int tls(void) { return t++; }");
+        let ifunc = "static int f(void) { return 1; } static void *pick(void) { return f; }\n\
+                     int ifunc(void) __attribute__((ifunc(\"pick\")));";
+        objects.add(&library, "ifunc.c", ifunc);
+        objects.add(&library, "good.c", "int good(void) { return 3; }");
+        for _ in 0..3 {
+            for (name, what) in [("tls", "thread-local"), ("ifunc", "IFUNC")] {
+                let error = library.lookup(name).unwrap_err().to_string();
+                assert!(error.contains(name) && error.contains(what), "{error}");
+            }
+        }
+        assert_eq!(session.memory_stats().live_bytes, 0);
+        library.lookup("good").unwrap();
+        assert_eq!(session.memory_stats().live_allocations, 1);
+    });
+}
+
+/// `__start_X` and `__stop_X` enclose the sections named `X`, which nothing else refers to; a set that is in several
+/// objects is refused.
+#[test]
+fn bounds_of_sections() {
+    let objects = Objects::new();
+    let entry = |name: &str, value: i32| {
+        format!("__attribute__((section(\"numbers\"), used)) static const int {name} = {value};\n")
+    };
+    let sum = "extern const int __start_numbers[], __stop_numbers[];\n\
+               int sum(void) { int n = 0; for (const int *p = __start_numbers; p < __stop_numbers; p++) n += *p; return n; }";
+    let source = format!("{}{}{sum}\nint value(void) {{ return sum(); }}", entry("a", 30), entry("b", 12));
+    in_each_session(|session| {
+        let library = session.create_library("main");
+        objects.add(&library, "sum.c", &source);
+        assert_eq!(run(&library, "value"), 42);
+        let library = session.create_library("split");
+        objects.add(&library, "sum.c", &source);
+        objects.add(&library, "other.c", &entry("c", 5));
+        let error = library.link_all().unwrap_err().to_string();
+        assert!(error.contains("sum.c") && error.contains("other.c") && error.contains("__start_numbers"), "{error}");
+    });
+}
+
 /// Removing an object runs what it left for its end, once, gives its memory back, and is refused while others use it.
 #[test]
 fn removal() {

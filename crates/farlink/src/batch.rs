@@ -17,7 +17,7 @@ use farlink_graph::{InitArray, LinkGraph};
 use farlink_mem::{FinalizedAlloc, InFlightAlloc};
 use farlink_wire::msg::{ActionPair, FiniArray, ObjectExits, RunInitializers};
 use farlink_wire::sps::Blob;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
@@ -152,6 +152,7 @@ fn link_claimed(
     stopwatch: &mut Stopwatch,
 ) -> Result<Linked, Error> {
     let session = &library.session;
+    check_collections(claim)?;
     let allocations = allocate(session, claim)?;
     stopwatch.lap(&mut times.allocate);
     let addresses = resolve(library, claim, batch.names)?;
@@ -171,6 +172,29 @@ fn link_claimed(
     }
     stopwatch.lap(&mut times.initialize);
     Ok((addresses, memory))
+}
+
+/// Checks that sections which some object goes through from `__start_X` to `__stop_X` are all its own.
+fn check_collections(claim: &Claim) -> Result<(), Error> {
+    let bounded =
+        claim.objects.iter().flat_map(|user| user.graph.bounded_sections().into_iter().map(move |of| (of, user)));
+    let users: HashMap<&str, &Claimed> = bounded.collect();
+    if users.is_empty() {
+        return Ok(());
+    }
+    for claimed in &claim.objects {
+        for section in claimed.graph.collected_sections() {
+            if let Some(user) = users.get(section).filter(|user| user.id != claimed.id) {
+                let name = |of: &Claimed| of.graph.name().to_owned();
+                return Err(Error::SplitSection {
+                    section: section.to_owned(),
+                    user: name(user),
+                    other: name(claimed),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Gives every object of the batch its memory and its addresses.

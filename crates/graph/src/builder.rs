@@ -33,6 +33,7 @@ impl GraphBuilder {
                 got: Table::default(),
                 stubs: Table::default(),
                 dso_handle: None,
+                refused: None,
             },
         }
     }
@@ -46,7 +47,7 @@ impl GraphBuilder {
 
     /// Adds a COMDAT group.
     pub fn add_comdat(&mut self, signature: Text) -> ComdatId {
-        self.graph.comdats.push(Comdat { signature, sections: Vec::new() });
+        self.graph.comdats.push(Comdat { signature, sections: Vec::new(), symbols: Vec::new() });
         ComdatId(self.graph.comdats.len() as u32 - 1)
     }
 
@@ -54,7 +55,7 @@ impl GraphBuilder {
     ///
     /// # Panics
     ///
-    /// Panics if `content` is not inside the object's bytes.
+    /// Panics if `content` is not inside the object's bytes, or does not have `size` bytes.
     #[expect(clippy::too_many_arguments, reason = "a section has that many properties, all of them required")]
     pub fn add_section(
         &mut self,
@@ -67,9 +68,12 @@ impl GraphBuilder {
         size: u64,
         align: Align,
     ) -> (SectionId, BlockId) {
-        if let Content::Object(range) = &content {
-            assert!(self.graph.bytes.get(range.clone()).is_some(), "content is inside the object");
-        }
+        let bytes = match &content {
+            Content::Object(range) => Some(self.graph.bytes.get(range.clone()).expect("content is inside the object")),
+            Content::Own(bytes) => Some(&bytes[..]),
+            Content::ZeroFill => None,
+        };
+        assert!(bytes.is_none_or(|bytes| bytes.len() as u64 == size), "content is as long as it is said to be");
         let section = SectionId(self.graph.sections.len() as u32);
         if let Some(comdat) = comdat {
             self.graph.comdats[comdat.index()].sections.push(section);
@@ -89,7 +93,7 @@ impl GraphBuilder {
         scope: Scope,
         kind: SymbolType,
     ) -> SymbolId {
-        self.graph.push_symbol(Symbol { name, place, size, linkage, scope, kind, live: false, addr: None })
+        self.graph.push_symbol(Symbol { name, place, size, linkage, scope, kind, live: false, addr: None, lost: None })
     }
 
     /// Returns how many symbols have been added.
@@ -110,6 +114,11 @@ impl GraphBuilder {
     /// Fails if an `.eh_frame` section is malformed.
     pub fn finish(mut self) -> Result<LinkGraph, LinkError> {
         split_eh_frame(&mut self.graph)?;
+        for id in self.graph.symbol_ids() {
+            if let Some(comdat) = self.graph.symbol_comdat(id) {
+                self.graph.comdats[comdat.index()].symbols.push(id);
+            }
+        }
         Ok(self.graph)
     }
 }
@@ -171,6 +180,7 @@ impl LinkGraph {
             kind: SymbolType::None,
             live: true,
             addr: None,
+            lost: None,
         })
     }
 }
@@ -178,4 +188,11 @@ impl LinkGraph {
 /// Returns an edge.
 pub(crate) fn edge(offset: u64, kind: EdgeKind, target: SymbolId, addend: i64) -> Edge {
     Edge { offset, kind, target, addend }
+}
+
+/// Makes an external symbol a local one in a block.
+pub(crate) fn define(graph: &mut LinkGraph, id: SymbolId, block: BlockId, offset: u64) {
+    let symbol = &mut graph.symbols[id.index()];
+    symbol.place = Place::Defined { block, offset };
+    symbol.scope = Scope::Local;
 }

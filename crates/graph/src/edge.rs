@@ -2,7 +2,8 @@
 //!
 //! In the formulas, as in the psABI: S is the address of the target symbol, A the addend, P the address that is
 //! written to, G the address of the target's GOT slot, GOT that of the GOT, L that of the target's stub (or S), Z the
-//! target's size.
+//! target's size. PLTOFF64 reaches everything, so it is written without a stub. A stub is where its target begins: a
+//! PLT32 with another addend than that of a call (-4) is out of range in code if it needs one.
 //!
 //! | relocation | formula | bytes | range |
 //! | --- | --- | --- | --- |
@@ -19,7 +20,7 @@
 //! | GOTPC64 | GOT + A - P | 8 | any |
 //! | GOTOFF64 | S + A - GOT | 8 | any |
 //! | GOT64 | G + A - GOT | 8 | any |
-//! | PLTOFF64 | L + A - GOT | 8 | any |
+//! | PLTOFF64 | S + A - GOT | 8 | any |
 //! | SIZE32 | Z + A | 4 | unsigned |
 //! | SIZE64 | Z + A | 8 | any |
 //! | (CIE pointer) | P - S | 4 | unsigned |
@@ -79,7 +80,10 @@ macro_rules! kinds {
                 match self {
                     $(Self::$kind => f.write_str(concat!("R_X86_64_", $name)),)*
                     Self::CiePointer => f.write_str("CIE pointer"),
-                    Self::Unsupported(r_type) => f.write_str(unsupported_name(*r_type)),
+                    Self::Unsupported(r_type) => match unsupported_name(*r_type) {
+                        Some(name) => f.write_str(name),
+                        None => write!(f, "relocation type {r_type}"),
+                    },
                 }
             }
         }
@@ -142,11 +146,6 @@ impl EdgeKind {
         matches!(self, Self::GotOff64 | Self::GotPc32 | Self::GotPc64 | Self::Got64 | Self::PltOff64)
     }
 
-    /// Whether the target is called or jumped to, so that a stub may stand in for it.
-    pub(crate) fn is_branch(self) -> bool {
-        matches!(self, Self::Branch32 | Self::PltOff64)
-    }
-
     /// Whether this is a relocation of thread-local storage.
     pub(crate) fn is_tls(self) -> bool {
         matches!(self, Self::Unsupported(16..=23 | 34..=36 | 44 | 45 | 47 | 48 | 50 | 51))
@@ -154,8 +153,8 @@ impl EdgeKind {
 }
 
 /// Names of the relocation types that are known and not supported.
-fn unsupported_name(r_type: u32) -> &'static str {
-    match r_type {
+fn unsupported_name(r_type: u32) -> Option<&'static str> {
+    let name = match r_type {
         3 => "R_X86_64_GOT32",
         5 => "R_X86_64_COPY",
         6 => "R_X86_64_GLOB_DAT",
@@ -178,8 +177,9 @@ fn unsupported_name(r_type: u32) -> &'static str {
         43 => "R_X86_64_CODE_4_GOTPCRELX",
         44 => "R_X86_64_CODE_4_GOTTPOFF",
         45 => "R_X86_64_CODE_4_GOTPC32_TLSDESC",
-        _ => "a relocation of a type without a name",
-    }
+        _ => return None,
+    };
+    Some(name)
 }
 
 #[cfg(test)]
@@ -194,5 +194,6 @@ mod tests {
         assert_eq!(EdgeKind::from_x86_64(22).to_string(), "R_X86_64_GOTTPOFF");
         assert!(EdgeKind::from_x86_64(22).is_tls() && !EdgeKind::from_x86_64(3).is_tls());
         assert_eq!(EdgeKind::from_x86_64(u32::MAX), EdgeKind::Unsupported(u32::MAX));
+        assert_eq!(EdgeKind::from_x86_64(200).to_string(), "relocation type 200");
     }
 }

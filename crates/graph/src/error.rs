@@ -49,13 +49,36 @@ pub enum LinkError {
         /// The symbol, or the section if that has no symbol.
         symbol: String,
     },
-    /// A reference to something in a COMDAT group of which another object's copy is used.
-    #[error("{place}: refers to {symbol} in a COMDAT group of which another object's copy is used")]
+    /// A reference to something that is not linked.
+    #[error("{place}: refers to {symbol} in {what}")]
     DiscardedTarget {
         /// Object, section and offset of the reference.
         place: String,
         /// The symbol referred to, or its section.
         symbol: String,
+        /// Where that is, and so why it is not linked.
+        what: &'static str,
+    },
+    /// A size that is not known: that of a symbol which another object defines.
+    #[error("{place}: {relocation} wants the size of {symbol}, which is defined elsewhere")]
+    UnknownSize {
+        /// Object, section and offset of the relocation.
+        place: String,
+        /// The relocation.
+        relocation: String,
+        /// The symbol referred to.
+        symbol: String,
+    },
+    /// Sections of one name that are referred to as a whole, and cannot be put together.
+    #[error(
+        "{object}: its sections named {section} cannot be put together as __start_{section} or __stop_{section} needs: \
+         their protections differ, or only some are zero fill"
+    )]
+    MixedSections {
+        /// The object.
+        object: String,
+        /// Their name.
+        section: String,
     },
     /// An `.eh_frame` section that cannot be understood.
     #[error("{object}: .eh_frame is malformed at {offset:#x}: {what}")]

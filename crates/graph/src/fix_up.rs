@@ -9,7 +9,7 @@ use crate::layout::Layout;
 use crate::parts::Place;
 use crate::x86_64::{ENTRY_BYTES, FIELD_IS_LAST, relax};
 use crate::{BlockId, SymbolId};
-use farlink_addr::ExecutorAddr;
+use farlink_addr::{ExecutorAddr, MemProt};
 use farlink_mem::{AllocatedSegment, WorkingMemory};
 
 const PIC_HINT: &str = "code for a far target has to be position-independent: recompile with -fPIC";
@@ -21,15 +21,23 @@ const NARROW_HINT: &str = "the object wants its target at an address that small"
 /// # Errors
 ///
 /// Fails if a value does not fit.
+///
+/// # Panics
+///
+/// Panics if `segments` are not what was allocated for `layout`.
 pub fn fix_up(graph: &LinkGraph, layout: &Layout, segments: &[AllocatedSegment]) -> Result<(), LinkError> {
+    assert_eq!(layout.segments.len(), segments.len(), "memory was allocated for this layout");
     for (segment, allocated) in layout.segments.iter().zip(segments) {
+        debug_assert_eq!(segment.layout.content_bytes, allocated.content_bytes, "memory was allocated for this layout");
         for &(block, offset) in &segment.blocks {
             // Zero fill is zero already, and working memory does not have it.
             if graph.block(block).is_zero_fill() {
                 continue;
             }
             let writer = Writer { graph, block, memory: &allocated.working, start: offset };
-            writer.write(0, graph.block_content(block))?;
+            let content = graph.block_content(block);
+            debug_assert_eq!(content.len() as u64, graph.block(block).size, "a block has the bytes it promised");
+            writer.write(0, content)?;
             for edge in graph.block_edges(block) {
                 writer.apply(edge)?;
             }
@@ -91,19 +99,17 @@ impl Writer<'_> {
             EdgeKind::GotPcRel64 => self.field(edge, relative(slot()), 8, Fit::Bits, ""),
             EdgeKind::GotPc32 => self.field(edge, relative(got()), 4, Fit::Signed, PIC_HINT),
             EdgeKind::GotPc64 => self.field(edge, relative(got()), 8, Fit::Bits, ""),
-            EdgeKind::GotOff64 => self.field(edge, s.wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, ""),
-            EdgeKind::Got64 => self.field(edge, slot().wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, ""),
-            EdgeKind::PltOff64 => {
-                let target = entry(graph, &graph.stubs, edge.target).unwrap_or(s);
-                self.field(edge, target.wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, "")
+            EdgeKind::GotOff64 | EdgeKind::PltOff64 => {
+                self.field(edge, s.wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, "")
             }
+            EdgeKind::Got64 => self.field(edge, slot().wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, ""),
             EdgeKind::Size32 => {
                 let value = graph.symbol(edge.target).size.wrapping_add(a);
                 self.field(edge, value, 4, Fit::Unsigned, NARROW_HINT)
             }
             EdgeKind::Size64 => self.field(edge, graph.symbol(edge.target).size.wrapping_add(a), 8, Fit::Bits, ""),
             EdgeKind::CiePointer => self.field(edge, p.wrapping_sub(s), 4, Fit::Unsigned, ""),
-            EdgeKind::Unsupported(_) => unreachable!("refused when the tables were built"),
+            EdgeKind::Unsupported(_) => unreachable!("what cannot be linked is not laid out"),
         }
     }
 
@@ -111,6 +117,12 @@ impl Writer<'_> {
     fn branch(&self, edge: &Edge, s: u64, relative: impl Fn(u64) -> u64) -> u64 {
         let direct = relative(s);
         let in_reach = i32::try_from(direct as i64).is_ok();
+        // Code that wants to go on behind its target's first instruction would end up behind the stub's. In data, the
+        // addend makes a distance relative to somewhere else, as in tables of functions.
+        let section = self.graph.section(self.graph.block(self.block).section);
+        if edge.addend != FIELD_IS_LAST && section.group.prot.contains(MemProt::EXEC) {
+            return direct;
+        }
         match entry(self.graph, &self.graph.stubs, edge.target) {
             // A call of what is not there goes through the stub and faults at address 0, wherever the code is.
             Some(stub) if !in_reach || is_null_external(self.graph, edge.target, s) => relative(stub),

@@ -4,7 +4,7 @@ use crate::edge::Edge;
 use crate::parts::{
     Arch, Block, Comdat, Content, InitArray, Place, Scope, Section, SectionKind, Symbol, Table, TableEntry, Text,
 };
-use crate::{BlockId, Bytes, ComdatId, SectionId, SymbolId};
+use crate::{BlockId, Bytes, ComdatId, LinkError, SectionId, SymbolId};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 
 /// The graph of an object. See the crate for the order of what is done with it.
@@ -23,6 +23,8 @@ pub struct LinkGraph {
     pub(crate) got: Table,
     pub(crate) stubs: Table,
     pub(crate) dso_handle: Option<SymbolId>,
+    /// Why the tables could not be built. Such a graph is never laid out.
+    pub(crate) refused: Option<LinkError>,
 }
 
 impl LinkGraph {
@@ -124,7 +126,10 @@ impl LinkGraph {
             ("", Place::Defined { block, offset }) => {
                 format!("{}+{offset:#x}", self.section_name(self.block(block).section))
             }
-            ("", _) => "a symbol without a name".to_owned(),
+            ("", _) => match self.symbol(id).lost {
+                Some(section) => self.section_name(section).to_owned(),
+                None => "a symbol without a name".to_owned(),
+            },
             (name, _) => name.to_owned(),
         }
     }
@@ -184,12 +189,12 @@ impl LinkGraph {
                 self.blocks[block.index()].discarded = true;
             }
         }
-        for symbol in &mut self.symbols {
-            if let Place::Defined { block, .. } = symbol.place
-                && self.blocks[block.index()].discarded
-            {
+        for id in std::mem::take(&mut self.comdats[id.index()].symbols) {
+            let symbol = &mut self.symbols[id.index()];
+            if let Place::Defined { block, .. } = symbol.place {
                 let is_local = symbol.scope == Scope::Local;
                 symbol.place = if is_local { Place::Discarded } else { Place::External { weak: false } };
+                symbol.lost = Some(self.blocks[block.index()].section);
             }
         }
     }

@@ -1,12 +1,12 @@
 //! Places for blocks: one segment for each protection, content first, then zero fill.
 
-use crate::BlockId;
 use crate::error::LinkError;
 use crate::graph::LinkGraph;
 use crate::parts::SectionKind;
+use crate::{BlockId, SectionId};
 use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange};
 use farlink_mem::SegmentLayout;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Largest alignment in bytes: that of a large page.
 const MAX_ALIGN_BYTES: u64 = 2 << 20;
@@ -40,15 +40,19 @@ impl Layout {
 
 /// Gives every live block of `graph` a place in the segment of its group.
 ///
-/// Blocks of a section stay in order, and unwind information is without gaps.
+/// Blocks of a section stay in order, sections of one name follow each other, and unwind information is without gaps.
 ///
 /// # Errors
 ///
-/// Fails if sizes add up to more than an address space has, or an alignment is above 2 MiB.
+/// Fails if [`build_tables`](crate::build_tables) has refused the graph, sizes add up to more than an address space has,
+/// or an alignment is above 2 MiB.
 pub fn lay_out(graph: &LinkGraph) -> Result<Layout, LinkError> {
+    if let Some(error) = &graph.refused {
+        return Err(error.clone());
+    }
     // Content before zero fill; unwind information after other content, so that it is in one piece.
     let mut groups: BTreeMap<AllocGroup, [Vec<BlockId>; 3]> = BTreeMap::new();
-    for section in graph.sections() {
+    for section in in_order(graph) {
         let info = graph.section(section);
         let is_eh_frame = info.kind == SectionKind::EhFrame;
         for id in graph.section_blocks(section).filter(|&id| graph.block(id).live) {
@@ -60,6 +64,20 @@ pub fn lay_out(graph: &LinkGraph) -> Result<Layout, LinkError> {
         groups.into_iter().map(|(group, parts)| place(graph, group, &parts)).collect::<Result<Vec<_>, _>>()?;
     // A segment of nothing but empty sections takes one byte, so that it has an address.
     Ok(Layout { segments })
+}
+
+/// Returns the sections in the object's order, except that those of one name are together, at the first of them.
+fn in_order(graph: &LinkGraph) -> Vec<SectionId> {
+    let mut firsts: HashMap<&str, SectionId> = HashMap::new();
+    let name = |id| match graph.section(id).kind {
+        // Also that of the zero which ends it, and which comes last.
+        SectionKind::EhFrame => ".eh_frame",
+        _ => graph.section_name(id),
+    };
+    let with_first = |id| (*firsts.entry(name(id)).or_insert(id), id);
+    let mut sections: Vec<(SectionId, SectionId)> = graph.sections().map(with_first).collect();
+    sections.sort_unstable();
+    sections.into_iter().map(|(_, id)| id).collect()
 }
 
 fn place(graph: &LinkGraph, group: AllocGroup, parts: &[Vec<BlockId>; 3]) -> Result<Segment, LinkError> {
@@ -97,7 +115,12 @@ fn place(graph: &LinkGraph, group: AllocGroup, parts: &[Vec<BlockId>; 3]) -> Res
 }
 
 /// Gives every live block its address: `ranges` are those of the segments, in the order of the layout.
+///
+/// # Panics
+///
+/// Panics if there are not as many of them.
 pub fn assign(graph: &mut LinkGraph, layout: &Layout, ranges: &[ExecutorAddrRange]) {
+    assert_eq!(layout.segments.len(), ranges.len(), "every segment has a range");
     for (segment, range) in layout.segments.iter().zip(ranges) {
         for &(block, offset) in &segment.blocks {
             let addr = range.start().checked_add(offset);

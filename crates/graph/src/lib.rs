@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bounds;
 mod builder;
 mod bytes;
 mod edge;

@@ -119,7 +119,7 @@ pub enum Place {
         /// Whether its absence is no error.
         weak: bool,
     },
-    /// Nowhere: a local symbol of a section that is not linked.
+    /// Nowhere: a symbol of a section that is not linked, or not as a whole.
     Discarded,
 }
 
@@ -180,6 +180,8 @@ pub struct Symbol {
     pub(crate) live: bool,
     /// Its address, if it is external and has been resolved.
     pub(crate) addr: Option<ExecutorAddr>,
+    /// The section that it was in, if that is in a COMDAT group that lost.
+    pub(crate) lost: Option<SectionId>,
 }
 
 impl Symbol {
@@ -195,6 +197,8 @@ impl Symbol {
 pub struct Comdat {
     pub(crate) signature: Text,
     pub(crate) sections: Vec<SectionId>,
+    /// The symbols defined in its sections: filled in when the graph is complete.
+    pub(crate) symbols: Vec<SymbolId>,
 }
 
 /// An array of initializers or finalizers that has an address.

@@ -1,5 +1,6 @@
 //! Marking what is needed: a worklist from what other objects can see, what runs by itself, and what asks to be kept.
 
+use crate::bounds::BoundedSections;
 use crate::graph::LinkGraph;
 use crate::parts::{Place, SectionKind};
 use crate::{BlockId, SymbolId};
@@ -7,9 +8,11 @@ use crate::{BlockId, SymbolId};
 /// Marks the blocks that something live reaches, and the symbols that live blocks refer to.
 ///
 /// Live from the start are the definitions that other objects can see, arrays of initializers and finalizers, and
-/// sections that are to be retained. A live function keeps its unwind information.
+/// sections that are to be retained. A live function keeps its unwind information; a reference to a bound of sections
+/// (`__start_X`) keeps those.
 pub fn prune(graph: &mut LinkGraph) {
     let mut work: Vec<BlockId> = Vec::new();
+    let mut bounded = BoundedSections::new(graph);
     let roots: Vec<SymbolId> = graph.definitions().collect();
     for symbol in roots {
         reach(graph, symbol, &mut work);
@@ -25,7 +28,13 @@ pub fn prune(graph: &mut LinkGraph) {
     }
     while let Some(block) = work.pop() {
         for index in graph.blocks[block.index()].edges.clone() {
-            reach(graph, graph.edges[index as usize].target, &mut work);
+            let target = graph.edges[index as usize].target;
+            reach(graph, target, &mut work);
+            for section in bounded.take(target) {
+                for block in graph.section_blocks(section) {
+                    mark(graph, block, &mut work);
+                }
+            }
         }
         let first = graph.keep_alive.partition_point(|&(keeper, _)| keeper < block);
         let mut next = first;

@@ -2,7 +2,8 @@
 //!
 //! Also the place where what is not supported is refused: only if something live needs it.
 
-use crate::builder::edge;
+use crate::bounds::define_bounds;
+use crate::builder::{define, edge};
 use crate::edge::EdgeKind;
 use crate::error::LinkError;
 use crate::graph::LinkGraph;
@@ -22,14 +23,22 @@ const TABLE_ALIGN: Align = match Align::new(ENTRY_BYTES) {
     None => unreachable!(),
 };
 
+/// Why a local symbol is not linked.
+const LOST: &str = "a COMDAT group of which another object's copy is used";
+const NOT_LINKED: &str = "a section that is not linked as it is (debug or unwind information, for one)";
+
 /// Builds the tables that the live edges of `graph` need. Call it once, after pruning.
 ///
 /// # Errors
 ///
 /// Fails if something live needs what is not supported: thread-local storage, IFUNCs, other relocations, or a
-/// discarded COMDAT group's local symbol.
+/// discarded COMDAT group's local symbol. The graph keeps the error: it will not be laid out, then or later.
 pub fn build_tables(graph: &mut LinkGraph) -> Result<(), LinkError> {
-    refuse_unsupported(graph)?;
+    let outcome = refuse_unsupported(graph).and_then(|()| define_bounds(graph));
+    if let Err(error) = outcome {
+        graph.refused = Some(error.clone());
+        return Err(error);
+    }
     build_support(graph);
     end_eh_frame(graph);
     let needs_got = collect_entries(graph);
@@ -71,8 +80,15 @@ fn refuse_unsupported(graph: &LinkGraph) -> Result<(), LinkError> {
                 let (relocation, is_tls) = (edge.kind.to_string(), edge.kind.is_tls());
                 return Err(LinkError::UnsupportedRelocation { place: place(), relocation, symbol: symbol(), is_tls });
             }
-            if graph.symbol(edge.target).place == Place::Discarded {
-                return Err(LinkError::DiscardedTarget { place: place(), symbol: symbol() });
+            let target = graph.symbol(edge.target);
+            if target.place == Place::Discarded {
+                let what = if target.lost.is_some() { LOST } else { NOT_LINKED };
+                return Err(LinkError::DiscardedTarget { place: place(), symbol: symbol(), what });
+            }
+            let is_size = matches!(edge.kind, EdgeKind::Size32 | EdgeKind::Size64);
+            if is_size && matches!(target.place, Place::External { .. }) {
+                let relocation = edge.kind.to_string();
+                return Err(LinkError::UnknownSize { place: place(), relocation, symbol: symbol() });
             }
         }
     }
@@ -96,19 +112,8 @@ fn build_support(graph: &mut LinkGraph) {
     if wanted.is_empty() && handle_wanted.is_none() && !has_arrays {
         return;
     }
-    let block = graph.push_own(
-        "$__DSO_HANDLE",
-        SectionKind::Regular,
-        MemProt::READ,
-        vec![0; ENTRY_BYTES as usize],
-        TABLE_ALIGN,
-    );
-    let handle = graph.push_local(DSO_HANDLE, block, 0);
-    graph.push_edges(block, [edge(0, EdgeKind::Pointer64, handle, 0)]);
+    let handle = own_handle(graph).unwrap_or_else(|| build_handle(graph, handle_wanted));
     graph.dso_handle = Some(handle);
-    if let Some(external) = handle_wanted {
-        define(graph, external, block);
-    }
     for (function, external) in wanted {
         let callee = external_symbol(graph, function.callee);
         let code = function.code.to_vec();
@@ -118,15 +123,29 @@ fn build_support(graph: &mut LinkGraph) {
             edge(function.jump_offset, EdgeKind::Branch32, callee, FIELD_IS_LAST),
         ];
         graph.push_edges(block, edges);
-        define(graph, external, block);
+        define(graph, external, block, 0);
     }
 }
 
-/// Makes an external symbol a local one at the start of a block.
-fn define(graph: &mut LinkGraph, id: SymbolId, block: BlockId) {
-    let symbol = &mut graph.symbols[id.index()];
-    symbol.place = Place::Defined { block, offset: 0 };
-    symbol.scope = Scope::Local;
+/// Returns the handle that the object defines itself, as start-up files do.
+fn own_handle(graph: &LinkGraph) -> Option<SymbolId> {
+    let is_live = |id: &SymbolId| match graph.symbol(*id).place {
+        Place::Defined { block, .. } => graph.block(block).live,
+        _ => false,
+    };
+    graph.symbol_ids().filter(is_live).find(|&id| graph.symbol_name(id) == DSO_HANDLE)
+}
+
+/// Adds the object's handle: a pointer to itself. `wanted` is the external symbol that becomes it.
+fn build_handle(graph: &mut LinkGraph, wanted: Option<SymbolId>) -> SymbolId {
+    let bytes = vec![0; ENTRY_BYTES as usize];
+    let block = graph.push_own("$__DSO_HANDLE", SectionKind::Regular, MemProt::READ, bytes, TABLE_ALIGN);
+    let handle = graph.push_local(DSO_HANDLE, block, 0);
+    graph.push_edges(block, [edge(0, EdgeKind::Pointer64, handle, 0)]);
+    if let Some(external) = wanted {
+        define(graph, external, block, 0);
+    }
+    handle
 }
 
 /// Returns a live strong external symbol of that name.
@@ -141,6 +160,7 @@ fn external_symbol(graph: &mut LinkGraph, name: &'static str) -> SymbolId {
             kind: SymbolType::Function,
             live: true,
             addr: None,
+            lost: None,
         })
     })
 }
@@ -170,7 +190,7 @@ fn collect_entries(graph: &mut LinkGraph) -> bool {
             }
             let kind = graph.edges[index as usize].kind;
             let is_defined = matches!(graph.symbol(edge.target).place, Place::Defined { .. });
-            if kind.is_branch() && !is_defined {
+            if kind == EdgeKind::Branch32 && !is_defined {
                 graph.stubs.add(edge.target);
                 graph.got.add(edge.target);
             }
@@ -205,7 +225,7 @@ fn build_got(graph: &mut LinkGraph, needed: bool) {
     graph.push_edges(block, slots.map(|(target, slot)| edge(slot * ENTRY_BYTES, EdgeKind::Pointer64, target, 0)));
     graph.got.block = Some(block);
     if let Some(external) = find_external(graph, GOT_NAME) {
-        define(graph, external, block);
+        define(graph, external, block, 0);
     }
 }
 

@@ -91,7 +91,7 @@ pub(crate) fn relax(kind: EdgeKind, code: &[u8], offset: usize, distance: i64) -
     let (opcode, modrm) = (before(2)?, before(1)?);
     let field = |distance: i64| i32::try_from(distance).ok().map(i32::to_le_bytes);
     match (kind, opcode, modrm) {
-        (EdgeKind::GotPcRelX | EdgeKind::RexGotPcRelX, 0x8b, _) => {
+        (EdgeKind::GotPcRelX | EdgeKind::RexGotPcRelX, 0x8b, _) if is_rip_relative(modrm) => {
             let [a, b, c, d] = field(distance.checked_add(FIELD_IS_LAST)?)?;
             Some(Relaxed { start: -2, bytes: [0x8d, modrm, a, b, c, d, 0], len: 6 })
         }
@@ -106,6 +106,11 @@ pub(crate) fn relax(kind: EdgeKind, code: &[u8], offset: usize, distance: i64) -
         }
         _ => None,
     }
+}
+
+/// Whether the byte after the opcode says that the field is relative to the instruction pointer.
+fn is_rip_relative(modrm: u8) -> bool {
+    modrm & 0xc7 == 0x05
 }
 
 #[cfg(test)]
@@ -144,6 +149,8 @@ mod tests {
                 && relaxed(EdgeKind::GotPcRelX, &call, most + 1).is_none()
         );
         assert!(relax(EdgeKind::GotPcRelX, &[0; 4], 0, 0).is_none());
+        // A load that is not relative to the instruction pointer.
+        assert!(relaxed(EdgeKind::RexGotPcRelX, &[0x48, 0x8b, 0x83, 0, 0, 0, 0], 4).is_none());
     }
 
     /// Calls, jumps and conditional jumps are branches; loads and what is cut off are not.

@@ -353,3 +353,30 @@ fn layout_of_zero_fill() {
     prune(&mut graph);
     assert!(matches!(lay_out(&graph), Err(LinkError::TooLarge { .. })));
 }
+
+/// Records whose length has 8 bytes are written with one of 4, and the distance to the CIE is right.
+#[test]
+fn large_unwind_records() {
+    let mut maker = Maker::new();
+    let text = maker.section(".text", MemProt::RX, &[0xc3; 8], Vec::new());
+    let function = maker.global("f", text);
+    let record = |id: u32, rest: &[u8]| {
+        let length = 4 + rest.len() as u64;
+        [&u32::MAX.to_le_bytes()[..], &length.to_le_bytes(), &id.to_le_bytes(), rest].concat()
+    };
+    let cie = record(0, b"\x01zR\0\x01\x78\x10\x01\x1b\0\0\0");
+    // The distance is from its own field to the CIE's beginning.
+    let fde = record(cie.len() as u32 + 12, &[0; 12]);
+    let function_field = cie.len() as u64 + 16;
+    let edges = vec![edge(function_field, EdgeKind::Delta32, function, 0)];
+    maker.section_of_kind(".eh_frame", SectionKind::EhFrame, MemProt::READ, &[cie, fde].concat(), edges);
+    let mut graph = maker.finish();
+    let segments = link(&mut graph, 0x10_0000, &[]).unwrap();
+    let (range, bytes) = segments.iter().find(|(_, bytes)| bytes.contains(&b'z')).unwrap();
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    assert_eq!((word(0), word(4)), (16, 0));
+    assert_eq!((word(20), word(24)), (16, 24));
+    let field = range.start().as_u64() + 28;
+    assert_eq!(field.wrapping_add_signed((word(28) as i32).into()), graph.symbol_address(function).unwrap().as_u64());
+    assert_eq!(word(40), 0);
+}
