@@ -1,5 +1,5 @@
-//! One suite for every memory mapper, page by page: in-process, over shared memory without a name, over POSIX shared memory, and over
-//! messages, all but the first against an executor in a process of its own.
+//! One suite for every memory mapper: in-process and over shared memory without a name, in stripes and page by page; over
+//! POSIX shared memory; and over messages. All but those in-process against an executor in a process of its own.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -57,6 +57,26 @@ impl Subject<'_> {
         range
     }
 
+    fn is_striped(&self) -> bool {
+        self.name.ends_with("striped")
+    }
+
+    /// An address that a segment of this protection can begin at, whole pages after the first of them.
+    fn at(&self, base: ExecutorAddrRange, prot: MemProt, page: u64) -> ExecutorAddr {
+        let stripes = self.mapper.stripes(base.start());
+        assert_eq!(!stripes.is_empty(), self.is_striped());
+        let stripe = stripes.iter().find(|stripe| stripe.0 == prot).map_or(base, |stripe| stripe.1);
+        stripe.start().checked_add(page * PAGE).unwrap()
+    }
+
+    /// Ends an allocation with one segment, and makes its memory ready for another.
+    fn deallocate(&self, key: ExecutorAddr, prot: MemProt, len: u64) {
+        self.mapper.deallocate(vec![key]).wait().unwrap();
+        if self.is_striped() {
+            self.mapper.recycle(&[(AllocGroup::standard(prot), ExecutorAddrRange::from_len(key, len).unwrap())]);
+        }
+    }
+
     fn segment(&self, at: ExecutorAddr, prot: MemProt, content: &[u8], size: u64) -> FinalizeSegment {
         let range = ExecutorAddrRange::from_len(at, size).unwrap();
         let working = self.mapper.prepare(ExecutorAddrRange::from_len(at, content.len() as u64).unwrap()).unwrap();
@@ -71,8 +91,7 @@ impl Subject<'_> {
 
     /// Finalizes one segment.
     fn place(&self, base: ExecutorAddrRange, page: u64, prot: MemProt, content: &[u8], size: u64) -> ExecutorAddr {
-        let at = base.start().checked_add(page * PAGE).unwrap();
-        let segments = vec![self.segment(at, prot, content, size)];
+        let segments = vec![self.segment(self.at(base, prot, page), prot, content, size)];
         self.finalize(FinalizeRequest { reservation: base.start(), segments, actions: Vec::new() }).unwrap()
     }
 
@@ -95,12 +114,14 @@ impl Subject<'_> {
 /// Runs `test` for each mapper.
 fn for_each_mapper(test: impl Fn(&Subject<'_>)) {
     let local = farlink_executor::local();
-    test(&Subject { name: "in-process", mapper: &InProcessMapper::new(), executor: &local });
-    for name in ["shared", "posix", "remote"] {
+    test(&Subject { name: "in-process, striped", mapper: &InProcessMapper::new(), executor: &local });
+    test(&Subject { name: "in-process, paged", mapper: &InProcessMapper::page_by_page(), executor: &local });
+    for name in ["shared, striped", "shared, paged", "posix", "remote"] {
         let process = Process::spawn();
         let executor = &process.executor;
         let mapper: Box<dyn MemoryMapper> = match name {
-            "shared" => Box::new(SharedMemoryMapper::page_by_page(executor).unwrap()),
+            "shared, striped" => Box::new(SharedMemoryMapper::new(executor).unwrap()),
+            "shared, paged" => Box::new(SharedMemoryMapper::page_by_page(executor).unwrap()),
             "posix" => Box::new(SharedMemoryMapper::posix(executor).unwrap()),
             _ => Box::new(RemoteMapper::new(executor).unwrap()),
         };
@@ -120,7 +141,9 @@ fn content_arrives_and_runs() {
         let code = subject.place(base, 4, MemProt::RX, &RETURN_42, RETURN_42.len() as u64);
         assert_eq!(subject.call(code), 42);
         // A zero-sized content, and a segment at the very end of the reservation.
-        let last = base.len() / PAGE - 1;
+        let stripes = subject.mapper.stripes(base.start());
+        let pages = stripes.iter().find(|stripe| stripe.0 == MemProt::READ).map_or(base.len(), |stripe| stripe.1.len());
+        let last = pages / PAGE - 1;
         let empty = subject.place(base, last, MemProt::READ, b"", PAGE);
         assert_eq!(subject.read(empty, PAGE), vec![0; PAGE as usize]);
         subject.mapper.deallocate(vec![data, code, empty]).wait().unwrap();
@@ -128,23 +151,29 @@ fn content_arrives_and_runs() {
     });
 }
 
-/// Finalized protections hold, and deallocated memory is writable and zero again.
+/// Finalized protections hold. Deallocated memory is zero again, and code that is gone traps in stripes; without them it
+/// is writable again.
 #[test]
 fn protections_hold_until_deallocate() {
     for_each_mapper(|subject| {
         let base = subject.reserve();
-        let at = base.start();
         for (prot, writable) in [(MemProt::READ, false), (MemProt::RX, false), (MemProt::RW, true)] {
+            let at = subject.at(base, prot, 0);
             let key = subject.place(base, 0, prot, &RETURN_42, 2 * PAGE);
             assert_eq!(subject.can_write(at), writable, "{} {prot}", subject.name);
-            subject.mapper.deallocate(vec![key]).wait().unwrap();
+            subject.deallocate(key, prot, 2 * PAGE);
+            if subject.is_striped() {
+                let expected = if prot == MemProt::RX { 0xcc } else { 0 };
+                assert_eq!(subject.read(at, 2 * PAGE), vec![expected; 2 * PAGE as usize], "{} {prot}", subject.name);
+                continue;
+            }
             assert!(subject.can_write(at), "{}", subject.name);
             assert_eq!(subject.read(at, 2), [0x77, 0], "{}: deallocated memory is zero", subject.name);
             // The test's own byte is not part of the life-cycle: another round has to take it away.
             let key = subject.place(base, 0, MemProt::RW, b"\0", PAGE);
             subject.mapper.deallocate(vec![key]).wait().unwrap();
         }
-        subject.mapper.release(vec![at]).wait().unwrap();
+        subject.mapper.release(vec![base.start()]).wait().unwrap();
     });
 }
 
@@ -188,7 +217,7 @@ fn actions_run_in_order() {
         let base = subject.reserve();
         let actions = Actions::new(subject, base);
         let request = |page: u64, actions| {
-            let at = base.start().checked_add(page * PAGE).unwrap();
+            let at = subject.at(base, MemProt::READ, page);
             let segments = vec![subject.segment(at, MemProt::READ, b"x", 1)];
             FinalizeRequest { reservation: base.start(), segments, actions }
         };
@@ -209,7 +238,7 @@ fn failure_is_undone() {
     for_each_mapper(|subject| {
         let base = subject.reserve();
         let actions = Actions::new(subject, base);
-        let at = |page: u64| base.start().checked_add(page * PAGE).unwrap();
+        let at = |page: u64| subject.at(base, MemProt::READ, page);
         let request = |page, actions| {
             let segments = vec![subject.segment(at(page), MemProt::READ, b"gone", 4)];
             FinalizeRequest { reservation: base.start(), segments, actions }
@@ -222,7 +251,7 @@ fn failure_is_undone() {
         for page in [4, 5] {
             assert_eq!(subject.read(at(page), 4), [0; 4], "{}", subject.name);
             assert!(subject.mapper.deallocate(vec![at(page)]).wait().is_err(), "{}", subject.name);
-            subject.place(base, page, MemProt::RW, b"again", PAGE);
+            subject.place(base, page, MemProt::READ, b"again", PAGE);
             assert_eq!(subject.read(at(page), 5), b"again");
         }
     });
@@ -235,14 +264,14 @@ fn failing_dealloc_still_frees() {
         let base = subject.reserve();
         let actions = Actions::new(subject, base);
         let fails = ActionPair { finalize: None, dealloc: Some(WrapperFunctionCall::new(actions.fail, &())) };
-        let at = base.start().checked_add(4 * PAGE).unwrap();
+        let at = subject.at(base, MemProt::READ, 4);
         let segments = vec![subject.segment(at, MemProt::READ, b"x", 1)];
         let pairs = vec![actions.pair(1, 2), fails, actions.pair(3, 4)];
         let key = subject.finalize(FinalizeRequest { reservation: base.start(), segments, actions: pairs }).unwrap();
         let error = subject.mapper.deallocate(vec![key]).wait().unwrap_err().to_string();
         assert!(error.contains("dealloc action 2 of 3"), "{}: {error}", subject.name);
         assert_eq!(actions.entries(subject), [1, 3, 4, 2], "{}", subject.name);
-        subject.place(base, 4, MemProt::RW, b"again", PAGE);
+        subject.place(base, 4, MemProt::READ, b"again", PAGE);
     });
 }
 
@@ -255,12 +284,12 @@ fn bad_requests_change_nothing() {
             assert!(subject.mapper.reserve(bytes).wait().is_err(), "{name} {bytes:#x}");
         }
         let (base, other) = (subject.reserve(), subject.reserve());
-        let key = subject.place(base, 1, MemProt::RW, b"live", 2 * PAGE);
-        let at = |offset: u64| base.start().checked_add(offset).unwrap();
+        let key = subject.place(base, 1, MemProt::READ, b"live", 2 * PAGE);
+        let at = |offset: u64| subject.at(base, MemProt::READ, 0).checked_add(offset).unwrap();
         let range = |start, len| ExecutorAddrRange::from_len(start, len).unwrap();
         // Working memory outside any reservation, or across the end of one.
         assert!(subject.mapper.prepare(range(ExecutorAddr::new(PAGE), 1)).is_err(), "{name}");
-        assert!(subject.mapper.prepare(range(at(base.len() - 1), 2)).is_err(), "{name}");
+        assert!(subject.mapper.prepare(range(base.end().checked_sub(1).unwrap(), 2)).is_err(), "{name}");
         let working = subject.mapper.prepare(range(at(8 * PAGE), 8)).unwrap();
         let bad = |reservation: ExecutorAddr, start: ExecutorAddr, len: u64| {
             let group = AllocGroup::standard(MemProt::READ);
@@ -269,12 +298,23 @@ fn bad_requests_change_nothing() {
             let request = FinalizeRequest { reservation, segments: vec![segment], actions: Vec::new() };
             assert!(subject.finalize(request).is_err(), "{name}: {start} {len:#x}");
         };
-        bad(base.start(), at(1), 8);
         bad(base.start(), at(PAGE), 8);
-        bad(base.start(), at(0), 2 * PAGE);
-        bad(base.start(), at(2 * PAGE), 8);
-        bad(base.start(), at(base.len() - PAGE), PAGE + 1);
+        if subject.is_striped() {
+            // Across the end of a stripe, and in one with another protection.
+            bad(base.start(), at(base.len() / 4 - 2 * PAGE), PAGE + 1);
+            bad(base.start(), subject.at(base, MemProt::RW, 0), 8);
+            bad(base.start(), subject.at(base, MemProt::RX, 0), 8);
+        } else {
+            bad(base.start(), at(1), 8);
+            bad(base.start(), at(0), 2 * PAGE);
+            bad(base.start(), at(2 * PAGE), 8);
+        }
+        bad(base.start(), base.end().checked_sub(PAGE).unwrap(), PAGE + 1);
         bad(base.start(), ExecutorAddr::new(PAGE), 8);
+        let segment = || subject.segment(at(8 * PAGE), MemProt::READ, b"twice", 8);
+        let segments = vec![segment(), segment()];
+        let twice = FinalizeRequest { reservation: base.start(), segments, actions: Vec::new() };
+        assert!(subject.finalize(twice).is_err(), "{name}");
         if name != "remote" {
             bad(other.start(), at(8 * PAGE), 8);
             bad(at(PAGE), at(8 * PAGE), 8);
@@ -300,8 +340,7 @@ fn release_with_live_allocations() {
         let (logs, base) = (subject.reserve(), subject.reserve());
         let actions = Actions::new(subject, logs);
         for (page, number) in [(3, 1), (0, 2), (5, 3)] {
-            let at = base.start().checked_add(page * PAGE).unwrap();
-            let segments = vec![subject.segment(at, MemProt::READ, b"x", 1)];
+            let segments = vec![subject.segment(subject.at(base, MemProt::READ, page), MemProt::READ, b"x", 1)];
             let pairs = vec![ActionPair { finalize: None, dealloc: actions.call(number) }];
             let request = FinalizeRequest { reservation: base.start(), segments, actions: pairs };
             subject.finalize(request).unwrap();
@@ -317,7 +356,7 @@ fn release_with_live_allocations() {
 fn end_of_session_runs_dealloc_actions() {
     let process = Process::spawn();
     let mapper = SharedMemoryMapper::page_by_page(&process.executor).unwrap();
-    let subject = Subject { name: "shared", mapper: &mapper, executor: &process.executor };
+    let subject = Subject { name: "shared, paged", mapper: &mapper, executor: &process.executor };
     let base = subject.reserve();
     let actions = Actions::new(&subject, base);
     let at = base.start().checked_add(4 * PAGE).unwrap();

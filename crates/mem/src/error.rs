@@ -120,6 +120,9 @@ pub enum Error {
     /// An alignment that no reservation can be relied on to have.
     #[error("an alignment of {0} bytes is above the largest supported, 2 MiB")]
     Alignment(u64),
+    /// The executor's memory is not shared with this process.
+    #[error("the executor's memory is reached by messages only: it has no buffers that both processes see")]
+    NotShared,
     /// The service has been shut down.
     #[error("the memory service has been shut down")]
     ShutDown,

@@ -1,4 +1,4 @@
-//! Free ranges of one reservation: best fit, neighbours merged, every operation logarithmic.
+//! Free ranges of one area: best fit, neighbours merged, every operation logarithmic.
 
 use farlink_addr::{Align, ExecutorAddr, ExecutorAddrRange};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,12 @@ pub(crate) struct FreeList {
     by_start: BTreeMap<ExecutorAddr, ExecutorAddr>,
     /// (length, start).
     by_length: BTreeSet<(u64, ExecutorAddr)>,
+    /// The sum of the lengths.
+    total: u64,
 }
+
+/// How many of the smallest ranges that are long enough are tried for one whose alignment happens to suit.
+const CANDIDATES: usize = 8;
 
 impl FreeList {
     pub(crate) fn new(range: ExecutorAddrRange) -> Self {
@@ -23,6 +28,7 @@ impl FreeList {
         if !range.is_empty() {
             self.by_start.insert(range.start(), range.end());
             self.by_length.insert((range.len(), range.start()));
+            self.total += range.len();
         }
     }
 
@@ -30,15 +36,21 @@ impl FreeList {
         let end = self.by_start.remove(&start)?;
         let range = ExecutorAddrRange::new(start, end)?;
         self.by_length.remove(&(range.len(), start));
+        self.total -= range.len();
         Some(range)
     }
 
-    /// Takes `len` bytes at a multiple of `align` from the smallest free range that has them.
+    /// Takes `len` bytes at a multiple of `align` from one of the smallest free ranges that have them.
+    ///
+    /// Finds them if a range has `len + align - 1` bytes, or one of the smallest that have `len` happens to suit.
     pub(crate) fn take(&mut self, len: u64, align: Align) -> Option<ExecutorAddrRange> {
-        let fitting = self.by_length.range((len, ExecutorAddr::NULL)..).find_map(|&(free, start)| {
+        let fits = |&(free, start): &(u64, ExecutorAddr)| {
             let aligned = ExecutorAddrRange::from_len(start.align_up(align)?, len)?;
             (aligned.end() <= start.checked_add(free)?).then_some((start, aligned))
-        });
+        };
+        let at_least = |len: u64| self.by_length.range((len, ExecutorAddr::NULL)..);
+        let fitting = at_least(len).take(CANDIDATES).find_map(fits);
+        let fitting = fitting.or_else(|| at_least(len.saturating_add(align.bytes() - 1)).find_map(fits));
         let (start, taken) = fitting?;
         let free = self.remove(start)?;
         for left in [(free.start(), taken.start()), (taken.end(), free.end())] {
@@ -63,7 +75,15 @@ impl FreeList {
 
     /// Returns all free bytes.
     pub(crate) fn total(&self) -> u64 {
-        self.by_length.iter().map(|&(len, _)| len).sum()
+        self.total
+    }
+
+    /// Takes the first free range of at least `len` bytes at or after `from`, whole.
+    pub(crate) fn take_after(&mut self, from: ExecutorAddr, len: u64) -> Option<ExecutorAddrRange> {
+        let long =
+            |(start, end): (&ExecutorAddr, &ExecutorAddr)| end.offset_from(*start).is_some_and(|free| free >= len);
+        let start = self.by_start.range(from..).find(|&entry| long(entry)).map(|(&start, _)| start)?;
+        self.remove(start)
     }
 }
 
@@ -76,8 +96,8 @@ mod tests {
     const SIZE: u64 = 4096;
 
     proptest! {
-        /// Against a map of bytes: what is taken was free and is aligned, a request fails only if no place has it, and
-        /// giving everything back leaves one range.
+        /// Against a map of bytes: what is taken was free and is aligned, a request fails only if no place has it with
+        /// room to align, and giving everything back leaves one range.
         #[test]
         fn behaves_as_a_map_of_bytes(requests in prop::collection::vec((1u64..200, 0u32..8, any::<prop::sample::Index>()), 1..200)) {
             let whole = ExecutorAddrRange::from_len(ExecutorAddr::new(BASE), SIZE).unwrap();
@@ -87,9 +107,8 @@ mod tests {
             let offset = |addr: ExecutorAddr| (addr.as_u64() - BASE) as usize;
             for (len, log2, index) in requests {
                 let align = Align::new(1 << log2).unwrap();
-                let fits = (0..SIZE - len + 1).any(|at| {
-                    align.is_aligned(BASE + at) && !used[at as usize..(at + len) as usize].contains(&true)
-                });
+                let enough = len + align.bytes() - 1;
+                let fits = (0..SIZE - enough + 1).any(|at| !used[at as usize..(at + enough) as usize].contains(&true));
                 match list.take(len, align) {
                     Some(range) => {
                         let bytes = &mut used[offset(range.start())..offset(range.end())];
@@ -107,6 +126,8 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(list.total(), used.iter().filter(|&&used| !used).count() as u64);
+                let longest = used.split(|&used| used).map(<[bool]>::len).max().unwrap_or(0);
+                prop_assert_eq!(list.largest(), longest as u64);
             }
             for range in taken {
                 list.give(range);

@@ -22,9 +22,17 @@ mod working;
 pub mod wrapper;
 
 pub use error::Error;
-pub use manager::{AllocatedSegment, FinalizedAlloc, InFlightAlloc, MemoryManager, MemoryStats, SegmentLayout};
-pub use mapper::{FinalizeRequest, FinalizeSegment, InProcessMapper, MemoryMapper, RemoteMapper, SharedMemoryMapper};
-pub use service::{Allocation, MemoryService};
+pub use manager::{
+    AllocatedSegment, FinalizedAlloc, InFlightAlloc, MemoryManager, MemoryStats, SegmentLayout, SharedBuffer,
+};
+pub use mapper::{
+    FinalizeRequest, FinalizeSegment, InProcessMapper, MapperUsage, MemoryMapper, RemoteMapper, SharedMemoryMapper,
+    StripeRange,
+};
+pub use service::{Allocation, ChildCopy, MemoryService, ServiceUsage};
+pub use sys::count::system_calls;
+#[cfg(feature = "fault-injection")]
+pub use sys::fault;
 pub use working::WorkingMemory;
 
 /// The page size of this process.

@@ -43,6 +43,29 @@ unsafe impl Send for WorkingMemory {}
 // SAFETY: as above; a write needs `&self` only, as the other process's writes do, and makes no reference.
 unsafe impl Sync for WorkingMemory {}
 
+/// Writes the first bytes of a slice as one value of an integer type; gives their number.
+macro_rules! write_as {
+    ($int:ty, $at:ident, $bytes:ident) => {{
+        let mut value = [0; size_of::<$int>()];
+        value.copy_from_slice(&$bytes[..size_of::<$int>()]);
+        // SAFETY: as many bytes are inside memory that the owner keeps mapped and writable, and the address is a
+        // multiple of their number.
+        unsafe { $at.cast::<$int>().write_volatile(<$int>::from_ne_bytes(value)) };
+        size_of::<$int>()
+    }};
+}
+
+/// Reads one value of an integer type to the first bytes of a slice; gives their number.
+macro_rules! read_as {
+    ($int:ty, $at:ident, $bytes:ident) => {{
+        // SAFETY: as many bytes are inside memory that the owner keeps mapped and readable, and the address is a
+        // multiple of their number.
+        let value = unsafe { $at.cast::<$int>().read_volatile() };
+        $bytes[..size_of::<$int>()].copy_from_slice(&value.to_ne_bytes());
+        size_of::<$int>()
+    }};
+}
+
 impl WorkingMemory {
     /// Returns zero bytes of this process's heap, for mappers that send content in messages.
     ///
@@ -119,6 +142,50 @@ impl WorkingMemory {
         Ok(())
     }
 
+    /// As [`Self::write`], for memory that the executor is using: every byte is written once, and aligned values of up to
+    /// 8 bytes are written whole.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the bytes would not be inside.
+    pub fn write_volatile(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let target = self.inside(offset, bytes.len() as u64)?.as_ptr();
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = target.wrapping_add(done);
+            let rest = &bytes[done..];
+            done += match chunk(at, rest.len()) {
+                8 => write_as!(u64, at, rest),
+                4 => write_as!(u32, at, rest),
+                2 => write_as!(u16, at, rest),
+                _ => write_as!(u8, at, rest),
+            };
+        }
+        Ok(())
+    }
+
+    /// As [`Self::read`], for memory that the executor is using: every byte is read once, and aligned values of up to 8
+    /// bytes are read whole.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the bytes are not inside.
+    pub fn read_volatile(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        let source = self.inside(offset, bytes.len() as u64)?.as_ptr();
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = source.wrapping_add(done);
+            let rest = &mut bytes[done..];
+            done += match chunk(at, rest.len()) {
+                8 => read_as!(u64, at, rest),
+                4 => read_as!(u32, at, rest),
+                2 => read_as!(u16, at, rest),
+                _ => read_as!(u8, at, rest),
+            };
+        }
+        Ok(())
+    }
+
     /// Sets every byte to zero.
     pub(crate) fn zero(&self) {
         self.fill(0);
@@ -129,6 +196,14 @@ impl WorkingMemory {
         // SAFETY: the bytes are inside memory that the owner keeps mapped and writable.
         unsafe { std::ptr::write_bytes(self.start.as_ptr(), value, self.len as usize) };
     }
+}
+
+/// Returns how many bytes can be accessed at once: the largest power of two, up to 8, that the address is a multiple of
+/// and that is not above `len`.
+fn chunk(at: *mut u8, len: usize) -> usize {
+    let aligned = 1 << at.addr().trailing_zeros().min(3);
+    let fitting = 1 << len.min(8).ilog2();
+    usize::min(aligned, fitting)
 }
 
 impl fmt::Debug for WorkingMemory {
@@ -152,10 +227,40 @@ mod tests {
         for (offset, len) in [(5, 4), (8, 1), (u64::MAX, 1), (u64::MAX - 3, 4)] {
             assert!(memory.write(offset, &vec![1; len]).is_err(), "{offset}");
         }
+        for (offset, len) in [(5, 4), (8, 1), (u64::MAX, 1)] {
+            assert!(memory.write_volatile(offset, &vec![1; len]).is_err(), "{offset}");
+            assert!(memory.read_volatile(offset, &mut vec![1; len]).is_err(), "{offset}");
+        }
         memory.write(8, b"").unwrap();
         memory.zero();
         let mut all = [1; 8];
         memory.read(0, &mut all).unwrap();
         assert_eq!(all, [0; 8]);
+    }
+
+    /// Volatile copies are copies, at every offset and of every length.
+    #[test]
+    fn volatile_copies() {
+        for offset in 0..16u64 {
+            for len in 0..=32 {
+                let memory = WorkingMemory::in_heap(64).unwrap();
+                let bytes: Vec<u8> = (1..=len).collect();
+                memory.write_volatile(offset, &bytes).unwrap();
+                let (mut plain, mut back) = ([0; 64], vec![0; bytes.len()]);
+                memory.read(0, &mut plain).unwrap();
+                memory.read_volatile(offset, &mut back).unwrap();
+                let mut expected = [0; 64];
+                expected[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+                assert_eq!((plain, back), (expected, bytes));
+            }
+        }
+    }
+
+    /// Aligned values are accessed whole.
+    #[test]
+    fn chunks() {
+        let at = |address: usize| std::ptr::without_provenance_mut(address);
+        let chunks = [(64, 8), (64, 7), (68, 8), (68, 4), (66, 9), (65, 9), (64, 1), (64, 100)];
+        assert_eq!(chunks.map(|(address, len)| chunk(at(address), len)), [8, 4, 4, 4, 2, 1, 1, 8]);
     }
 }

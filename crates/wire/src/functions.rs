@@ -6,7 +6,9 @@
 //!
 //! A function taking an `instance` wants the address announced under the service's `_Instance` name, unchanged.
 
-use crate::msg::{FinalizeRequest, LookupName, MainCall, RunInitializers, SharedFinalizeRequest, Stripe, SymbolDef};
+use crate::msg::{
+    FinalizeRequest, LookupName, MainCall, MemoryUsage, RunInitializers, SharedFinalizeRequest, Stripe, SymbolDef,
+};
 use crate::setup::ExecutorInfo;
 use crate::sps::{Blob, SpsError, from_bytes};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
@@ -131,6 +133,11 @@ functions! {
     /// (instance, request of each allocation): finalizes all or none; gives their keys.
     SIMPLE_INITIALIZE_BATCH = "farlink.simple.initialize_batch":
         ((ExecutorAddr, Vec<FinalizeRequest<'static>>)) -> Expected<Vec<ExecutorAddr>>;
+}
+
+functions! {
+    /// (instance of either memory service): what it holds of the system.
+    MEMORY_USAGE = "farlink.memory.usage": ((ExecutorAddr,)) -> Expected<MemoryUsage>;
 }
 
 /// Instance of the dynamic library manager.

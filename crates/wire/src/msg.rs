@@ -145,9 +145,32 @@ pub struct Stripe {
     pub offset: u64,
     /// Length in bytes. Whole pages.
     pub size: u64,
+    /// Whether children that the executor forks share it, instead of getting a copy, if it can be written.
+    pub shared_with_children: bool,
 }
 
-sps_struct!(Stripe { group: AllocGroup, offset: u64, size: u64 });
+sps_struct!(Stripe { group: AllocGroup, offset: u64, size: u64, shared_with_children: bool });
+
+impl Stripe {
+    /// Returns whether a child that the executor forks gets a copy.
+    #[must_use]
+    pub fn is_copied_on_fork(&self) -> bool {
+        self.group.prot.contains(MemProt::WRITE) && !self.shared_with_children
+    }
+}
+
+/// What an executor's memory service holds of the system.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUsage {
+    /// Bytes of physical memory behind its reservations.
+    pub committed_bytes: u64,
+    /// Mappings that its reservations consist of, guards included.
+    pub mappings: u64,
+    /// System calls that its memory layer has made, by name.
+    pub system_calls: Vec<(String, u64)>,
+}
+
+sps_struct!(MemoryUsage { committed_bytes: u64, mappings: u64, system_calls: Vec<(String, u64)> });
 
 /// A name to look up (LLVM: `RemoteSymbolLookupSetElement`).
 #[derive(Clone, Debug, PartialEq, Eq)]

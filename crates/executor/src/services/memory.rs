@@ -6,7 +6,7 @@ use farlink_addr::ExecutorAddr;
 use farlink_mem::wrapper::WrapperResult;
 use farlink_mem::{Allocation, Error};
 use farlink_wire::functions::{Expected, SIMPLE_INITIALIZE, SIMPLE_INITIALIZE_BATCH};
-use farlink_wire::msg::{FinalizeRequest, Segment, SharedFinalizeRequest, Stripe};
+use farlink_wire::msg::{FinalizeRequest, MemoryUsage, Segment, SharedFinalizeRequest, Stripe};
 use farlink_wire::setup::ExecutorInfo;
 use farlink_wire::sps::{Blob, SpsError};
 
@@ -19,6 +19,7 @@ wrappers! { announce_plain:
     SIMPLE_RESERVE => simple_reserve = reserve_simple;
     SIMPLE_DEINITIALIZE => simple_deinitialize = deinitialize_simple;
     SIMPLE_RELEASE => simple_release = release_simple;
+    MEMORY_USAGE => memory_usage = usage;
 }
 
 wrappers! { announce_with_descriptors:
@@ -119,4 +120,22 @@ fn deinitialize_simple((instance, keys): (ExecutorAddr, Keys)) -> Result<SpsErro
 
 fn release_simple((instance, bases): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
     Ok(SpsError(text(session(instance)?.private.release(&bases))))
+}
+
+/// Adds up both services.
+fn usage((instance,): (ExecutorAddr,)) -> Result<Expected<MemoryUsage>, OutOfBand> {
+    let session = session(instance)?;
+    let services = [session.shared.usage(), session.private.usage()];
+    let mut sum = MemoryUsage::default();
+    for usage in services {
+        match usage {
+            Ok(usage) => {
+                sum.committed_bytes += usage.committed_bytes;
+                sum.mappings += usage.mappings;
+            }
+            Err(error) => return Ok(Err(error.to_string())),
+        }
+    }
+    sum.system_calls = farlink_mem::system_calls().map(|(name, count)| (name.to_owned(), count)).collect();
+    Ok(Ok(sum))
 }

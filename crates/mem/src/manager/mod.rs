@@ -6,41 +6,20 @@
 //! Its states are types: [`InFlightAlloc`] while content is written, [`FinalizedAlloc`] from finalize to
 //! deallocate. Dropping one that is in flight abandons it.
 
+mod alloc;
+mod pool;
 mod space;
 
-use crate::{Error, FinalizeRequest, FinalizeSegment, MemoryMapper, WorkingMemory};
-use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, PageSize};
+pub use alloc::{AllocatedSegment, FinalizedAlloc, InFlightAlloc, SegmentLayout, SharedBuffer};
+
+use crate::{Error, FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, WorkingMemory};
+use alloc::Taken;
+use farlink_addr::{Align, AllocGroup, ExecutorAddrRange, MemProt, PageSize};
 use farlink_rpc::{CallError, Pending};
 use farlink_wire::msg::ActionPair;
-use space::{Place, Request, Reservation};
-use std::collections::BTreeMap;
+use pool::State;
+use space::{Place, Request, Reservation, is_code};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// What a segment needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SegmentLayout {
-    /// Protection and lifetime.
-    pub group: AllocGroup,
-    /// Length of the content in bytes.
-    pub content_bytes: u64,
-    /// Length in bytes of the zeros after the content.
-    pub zero_fill_bytes: u64,
-    /// Alignment of the first byte.
-    pub align: Align,
-}
-
-/// A segment that has been allocated.
-#[derive(Clone, Debug)]
-pub struct AllocatedSegment {
-    /// Protection and lifetime.
-    pub group: AllocGroup,
-    /// Its addresses, zero fill included.
-    pub range: ExecutorAddrRange,
-    /// Length of the content in bytes.
-    pub content_bytes: u64,
-    /// Where the content is written. It has the content's length and is zero, but for code in a stripe, which traps.
-    pub working: WorkingMemory,
-}
 
 /// What a manager holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,8 +29,10 @@ pub struct MemoryStats {
     pub reservations: u64,
     /// Bytes of address space reserved.
     pub reserved_bytes: u64,
-    /// Bytes allocated, in whole pages.
+    /// Bytes allocated: in whole pages, or in stripes in multiples of 16.
     pub live_bytes: u64,
+    /// Bytes that were asked for in those allocations; the rest is lost to alignment.
+    pub requested_bytes: u64,
     /// Bytes that are free in reservations.
     pub free_bytes: u64,
     /// Length in bytes of the longest free range.
@@ -59,6 +40,15 @@ pub struct MemoryStats {
     /// Number of allocations, in flight and finalized.
     pub live_allocations: u64,
 }
+
+/// Bytes that are reserved for buffers at once, unless one is larger: 64 MiB. Pages are used only as they are touched.
+const BUFFER_RESERVATION_BYTES: u64 = 64 << 20;
+
+/// Buffers begin at multiples of a cache line's bytes.
+const BUFFER_ALIGN: Align = match Align::new(64) {
+    Some(align) => align,
+    None => unreachable!(),
+};
 
 /// Allocates executor memory through a [`MemoryMapper`].
 ///
@@ -73,61 +63,6 @@ struct Inner {
     page_size: PageSize,
     reservation_bytes: u64,
     state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    reservations: BTreeMap<ExecutorAddr, Reservation>,
-    live_allocations: u64,
-}
-
-impl State {
-    fn give(&mut self, place: &Place) {
-        // An allocation of another manager has no place here.
-        if let Some(reservation) = self.reservations.get_mut(&place.reservation)
-            && place.ranges.iter().all(|&range| reservation.range.contains_range(range))
-        {
-            self.live_allocations -= 1;
-            reservation.give(&place.ranges);
-        }
-    }
-}
-
-/// Ranges taken from a reservation. Given back when dropped.
-struct Taken {
-    inner: Arc<Inner>,
-    place: Option<Place>,
-}
-
-impl Taken {
-    /// Keeps the ranges from being given back.
-    fn keep(mut self) -> Option<Place> {
-        self.place.take()
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        if let Some(place) = &self.place {
-            self.inner.lock().give(place);
-        }
-    }
-}
-
-/// An allocation whose content is being written. Dropping it abandons it: what it took is free again.
-#[must_use = "dropping an allocation in flight abandons it"]
-pub struct InFlightAlloc {
-    segments: Vec<AllocatedSegment>,
-    taken: Option<Taken>,
-}
-
-/// An allocation whose content is final. It lives until it is given to [`MemoryManager::deallocate`], the manager goes
-/// or its session ends; dropping it does not end it.
-#[must_use = "finalized memory lives until it is deallocated"]
-pub struct FinalizedAlloc {
-    key: ExecutorAddr,
-    segments: Vec<(AllocGroup, ExecutorAddrRange)>,
-    place: Place,
 }
 
 impl MemoryManager {
@@ -172,7 +107,7 @@ impl MemoryManager {
             in_flight.push((place, segments.iter().map(|segment| (segment.group, segment.range)).collect::<Vec<_>>()));
             requests.push(FinalizeRequest {
                 reservation,
-                segments: segments.into_iter().map(finalize_segment).collect(),
+                segments: segments.into_iter().map(FinalizeSegment::from).collect(),
                 actions,
             });
         }
@@ -196,6 +131,35 @@ impl MemoryManager {
         })
     }
 
+    /// Allocates `bytes` that both processes read and write for as long as they like: see [`SharedBuffer`].
+    ///
+    /// Makes no call to the executor if a reservation for buffers has room. The operation fails with
+    /// [`Error::NotShared`] if the executor's memory is reached by messages only, and if there is no memory.
+    pub fn allocate_buffer(&self, bytes: u64) -> Pending<Result<SharedBuffer, Error>> {
+        let layout = SegmentLayout {
+            group: AllocGroup::standard(MemProt::RW),
+            content_bytes: bytes,
+            zero_fill_bytes: 0,
+            align: BUFFER_ALIGN,
+        };
+        let request = match Request::new(vec![layout], self.inner.page_size) {
+            Ok(request) => request,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        if let Some(buffer) = self.inner.take_buffer(&request) {
+            return Pending::ready(buffer);
+        }
+        let inner = Arc::clone(&self.inner);
+        let wanted = request.reserve_bytes(BUFFER_RESERVATION_BYTES, self.inner.page_size);
+        self.inner.mapper.reserve_buffers(wanted).map(move |reserved| {
+            let range = reserved?;
+            let reservation = Reservation::new(range, inner.mapper.stripes(range.start()));
+            inner.lock().buffers.insert(range.start(), reservation);
+            let taken = inner.take_buffer(&request);
+            taken.unwrap_or(Err(Error::OutOfAddressSpace { bytes: wanted }))
+        })
+    }
+
     /// Ends allocations with one request: their dealloc actions run, and their ranges are free again, also if an
     /// action fails. If the executor cannot be reached, or the result is dropped instead of waited for, they stay
     /// taken.
@@ -216,8 +180,9 @@ impl MemoryManager {
     #[must_use]
     pub fn stats(&self) -> MemoryStats {
         let state = self.inner.lock();
-        let mut stats = MemoryStats { live_allocations: state.live_allocations, ..MemoryStats::default() };
-        for reservation in state.reservations.values() {
+        let (live_allocations, requested_bytes) = (state.live_allocations, state.requested_bytes);
+        let mut stats = MemoryStats { live_allocations, requested_bytes, ..MemoryStats::default() };
+        for reservation in state.reservations.values().chain(state.buffers.values()) {
             stats.reservations += 1;
             stats.reserved_bytes += reservation.range.len();
             for area in &reservation.areas {
@@ -231,15 +196,25 @@ impl MemoryManager {
     }
 }
 
-fn finalize_segment(segment: AllocatedSegment) -> FinalizeSegment {
-    let AllocatedSegment { group, range, content_bytes, working } = segment;
-    FinalizeSegment { group, range, content_bytes, working }
+impl MemoryManager {
+    /// Returns what the reservations take of the system, in both processes. Asks the executor.
+    pub fn usage(&self) -> Pending<Result<MapperUsage, Error>> {
+        self.inner.mapper.usage()
+    }
+
+    /// Returns memory that shows what the executor has in `range`, which may be live, and can be read and written without
+    /// a call; none if the executor's memory is not shared, or the range is not in a reservation.
+    #[must_use]
+    pub fn view(&self, range: ExecutorAddrRange) -> Option<WorkingMemory> {
+        self.inner.mapper.view(range)
+    }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let bases: Vec<_> = std::mem::take(&mut state.reservations).into_keys().collect();
+        let (reservations, buffers) = (std::mem::take(&mut state.reservations), std::mem::take(&mut state.buffers));
+        let bases: Vec<_> = reservations.into_keys().chain(buffers.into_keys()).collect();
         if !bases.is_empty() {
             // An executor that has gone has released everything by that.
             let _ = self.mapper.release(bases).wait();
@@ -267,8 +242,32 @@ impl Inner {
             if place.is_striped {
                 self.mapper.recycle(&segments);
             }
-            self.lock().give(&place);
+            self.give(&place);
         }
+    }
+
+    /// Takes a buffer from the first reservation for buffers that has it.
+    fn take_buffer(self: &Arc<Self>, request: &Request) -> Option<Result<SharedBuffer, Error>> {
+        let mut state = self.lock();
+        let found = state.buffers.iter_mut().find_map(|(&base, reservation)| {
+            let ranges = reservation.take(request)?;
+            let (is_striped, requested_bytes) = (reservation.is_striped(), request.requested_bytes());
+            Some(Place { reservation: base, ranges, is_striped, requested_bytes })
+        });
+        drop(state);
+        let place = found?;
+        let bytes = request.requested_bytes();
+        let range = ExecutorAddrRange::from_len(place.ranges[0].start(), bytes).expect("the range has all of it");
+        let taken = Taken { inner: Arc::clone(self), place: Some(place) };
+        Some(match self.mapper.prepare(range) {
+            Ok(working) => Ok(SharedBuffer { range, working, taken }),
+            Err(error) => {
+                if let Some(place) = taken.keep() {
+                    self.free_buffer(&place);
+                }
+                Err(error)
+            }
+        })
     }
 
     /// Takes what a request needs from the first reservation that has it.
@@ -276,10 +275,12 @@ impl Inner {
         let mut state = self.lock();
         let found = state.reservations.iter_mut().find_map(|(&base, reservation)| {
             let ranges = reservation.take(request)?;
-            Some(Place { reservation: base, ranges, is_striped: reservation.is_striped() })
+            let requested_bytes = request.requested_bytes();
+            Some(Place { reservation: base, ranges, is_striped: reservation.is_striped(), requested_bytes })
         });
         let place = found?;
         state.live_allocations += 1;
+        state.requested_bytes += place.requested_bytes;
         Some(Taken { inner: Arc::clone(self), place: Some(place) })
     }
 
@@ -331,6 +332,10 @@ impl Inner {
                 && !zeros.is_empty()
             {
                 self.mapper.secure(zeros)?;
+                if is_striped && is_code(&layout) {
+                    // What was code before traps.
+                    self.mapper.prepare(zeros)?.zero();
+                }
             }
             let working = self.mapper.prepare(range(layout.content_bytes))?;
             let (group, content_bytes) = (layout.group, layout.content_bytes);
@@ -357,41 +362,5 @@ impl Error {
                 | Self::Refused { .. }
                 | Self::SharedMemory { what: "mapped", .. }
         )
-    }
-}
-
-impl InFlightAlloc {
-    /// Returns the segments, in the order in which they were asked for.
-    #[must_use]
-    pub fn segments(&self) -> &[AllocatedSegment] {
-        &self.segments
-    }
-
-    /// Gives up the allocation: what it took is free again.
-    pub fn abandon(self) {}
-}
-
-impl Drop for InFlightAlloc {
-    fn drop(&mut self) {
-        if self.taken.is_some() {
-            // Whoever allocates the range next finds it zero.
-            for segment in &self.segments {
-                segment.working.zero();
-            }
-        }
-    }
-}
-
-impl FinalizedAlloc {
-    /// Returns the allocation's lowest address, which names it to the executor.
-    #[must_use]
-    pub fn key(&self) -> ExecutorAddr {
-        self.key
-    }
-
-    /// Returns the segments' groups and addresses.
-    #[must_use]
-    pub fn segments(&self) -> &[(AllocGroup, ExecutorAddrRange)] {
-        &self.segments
     }
 }

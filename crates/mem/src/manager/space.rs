@@ -15,6 +15,8 @@ const STRIPE_SHARE: u64 = 4;
 pub(super) struct Reservation {
     pub(super) range: ExecutorAddrRange,
     pub(super) areas: Vec<Area>,
+    /// Number of allocations.
+    pub(super) live: u64,
 }
 
 pub(super) struct Area {
@@ -22,13 +24,21 @@ pub(super) struct Area {
     pub(super) prot: Option<MemProt>,
     pub(super) range: ExecutorAddrRange,
     pub(super) free: FreeList,
+    /// Bytes that became free and still have physical memory, as far as that is known.
+    stale_bytes: u64,
 }
 
 impl Area {
     fn new(prot: Option<MemProt>, range: ExecutorAddrRange) -> Self {
-        Self { prot, range, free: FreeList::new(range) }
+        Self { prot, range, free: FreeList::new(range), stale_bytes: 0 }
     }
 }
+
+/// Free ranges of at least this many bytes give their physical memory back.
+const SWEPT_BYTES: u64 = 64 << 10;
+
+/// That is looked after when this many bytes have become free in a stripe, in pieces.
+const STALE_BYTES: u64 = 8 << 20;
 
 impl Reservation {
     pub(super) fn new(range: ExecutorAddrRange, stripes: Vec<(MemProt, ExecutorAddrRange)>) -> Self {
@@ -36,14 +46,16 @@ impl Reservation {
         if areas.is_empty() {
             areas.push(Area::new(None, range));
         }
-        Self { range, areas }
+        Self { range, areas, live: 0 }
     }
 
     /// Takes what a request needs: a range for each segment in its stripe, or one for all of them.
     pub(super) fn take(&mut self, request: &Request) -> Option<Vec<ExecutorAddrRange>> {
         if let [Area { prot: None, free, .. }] = &mut self.areas[..] {
             let is_usable = |range| !request.has_code_at_bad_address(range);
-            return Some(vec![take_usable(free, request.bytes, request.align, is_usable)?]);
+            let range = take_usable(free, request.bytes, request.align, is_usable)?;
+            self.live += 1;
+            return Some(vec![range]);
         }
         let mut ranges = Vec::with_capacity(request.segments.len());
         for (layout, _) in &request.segments {
@@ -53,19 +65,58 @@ impl Reservation {
             match area.and_then(|area| take_usable(&mut area.free, bytes, align, is_usable)) {
                 Some(range) => ranges.push(range),
                 None => {
-                    self.give(&ranges);
+                    self.give_ranges(&ranges);
                     return None;
                 }
             }
         }
+        self.live += 1;
         Some(ranges)
     }
 
+    /// Gives back what [`Self::take`] has taken.
     pub(super) fn give(&mut self, ranges: &[ExecutorAddrRange]) {
+        self.live -= 1;
+        self.give_ranges(ranges);
+    }
+
+    fn give_ranges(&mut self, ranges: &[ExecutorAddrRange]) {
         for &range in ranges {
-            if let Some(area) = self.areas.iter_mut().find(|area| area.range.contains_range(range)) {
+            if let Some(area) = self.area_of(range) {
                 area.free.give(range);
+                area.stale_bytes += range.len();
             }
+        }
+    }
+
+    fn area_of(&mut self, range: ExecutorAddrRange) -> Option<&mut Area> {
+        self.areas.iter_mut().find(|area| area.range.contains_range(range))
+    }
+
+    /// Returns the stripes of which enough has become free, in pieces, that a look at their free ranges pays. Those of
+    /// code are not among them, since freed code traps: only a reservation that has nothing at all gives it back.
+    pub(super) fn stale(&mut self) -> Vec<(MemProt, ExecutorAddrRange)> {
+        let is_empty = self.live == 0;
+        let is_stale = |area: &&mut Area| {
+            let is_code = area.prot.is_some_and(|prot| prot.contains(MemProt::EXEC));
+            area.stale_bytes >= STALE_BYTES && (is_empty || !is_code)
+        };
+        let take = |area: &mut Area| {
+            area.stale_bytes = 0;
+            Some((area.prot?, area.range))
+        };
+        self.areas.iter_mut().filter(is_stale).filter_map(take).collect()
+    }
+
+    /// Takes the first large free range of `area` from `from` on: whoever took it may drop its physical memory, and
+    /// gives it back by [`Self::give_swept`].
+    pub(super) fn take_to_sweep(&mut self, area: ExecutorAddrRange, from: ExecutorAddr) -> Option<ExecutorAddrRange> {
+        self.area_of(area)?.free.take_after(from, SWEPT_BYTES)
+    }
+
+    pub(super) fn give_swept(&mut self, range: ExecutorAddrRange) {
+        if let Some(area) = self.area_of(range) {
+            area.free.give(range);
         }
     }
 
@@ -93,7 +144,7 @@ fn take_usable(
     found
 }
 
-fn is_code(layout: &SegmentLayout) -> bool {
+pub(super) fn is_code(layout: &SegmentLayout) -> bool {
     layout.group.prot.contains(MemProt::EXEC)
 }
 
@@ -125,6 +176,8 @@ pub(super) struct Place {
     pub(super) reservation: ExecutorAddr,
     pub(super) ranges: Vec<ExecutorAddrRange>,
     pub(super) is_striped: bool,
+    /// Bytes that were asked for.
+    pub(super) requested_bytes: u64,
 }
 
 /// Segments with their offsets.
@@ -156,6 +209,11 @@ impl Request {
             return Err(Error::BadSize { what: "allocated", bytes: 0 });
         }
         Ok(Self { segments, bytes: end, align })
+    }
+
+    /// Returns the bytes that were asked for.
+    pub(super) fn requested_bytes(&self) -> u64 {
+        self.segments.iter().map(|(layout, _)| layout.content_bytes + layout.zero_fill_bytes).sum()
     }
 
     /// Whether code of this request, placed in `range`, would be where a function must not be.

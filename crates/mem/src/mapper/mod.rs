@@ -3,6 +3,7 @@
 mod in_process;
 mod remote;
 mod shared;
+mod views;
 
 pub use in_process::InProcessMapper;
 pub use remote::RemoteMapper;
@@ -12,7 +13,7 @@ use crate::{Error, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_rpc::{CallError, Pending};
 use farlink_wire::functions::Expected;
-use farlink_wire::msg::ActionPair;
+use farlink_wire::msg::{ActionPair, MemoryUsage};
 use std::collections::BTreeMap;
 
 /// Reserves executor memory, gives working memory for parts of it, and moves those parts through their life.
@@ -52,13 +53,34 @@ pub trait MemoryMapper: Send + Sync {
     /// Returns the parts of a reservation that have one protection for their whole life, if it has such: allocations are
     /// packed in them, at their own alignment, and finalizing changes no protection. Without stripes allocations are
     /// whole pages, protected when they are finalized.
-    fn stripes(&self, reservation: ExecutorAddr) -> Vec<(MemProt, ExecutorAddrRange)> {
+    fn stripes(&self, reservation: ExecutorAddr) -> Vec<StripeRange> {
         let _ = reservation;
         Vec::new()
     }
 
-    /// Makes ranges of stripes, which have been deallocated or were never finalized, ready for others: data is zero, and
-    /// code is instructions that trap. For reservations without stripes, deallocating has done it.
+    /// Reserves at least `bytes` for buffers: memory that both processes read and write for as long as they like, and that
+    /// children of the executor share. Nothing in it is finalized.
+    ///
+    /// Fails with [`Error::NotShared`] unless an implementation shares memory.
+    fn reserve_buffers(&self, bytes: u64) -> Pending<Result<ExecutorAddrRange, Error>> {
+        let _ = bytes;
+        Pending::ready(Err(Error::NotShared))
+    }
+
+    /// Returns memory that shows what the executor has in `range` and can be read and written at any time, also when the
+    /// range has been finalized; none if there is no such view.
+    fn view(&self, range: ExecutorAddrRange) -> Option<WorkingMemory> {
+        let _ = range;
+        None
+    }
+
+    /// Returns what the reservations take of the system: nothing, unless an implementation says otherwise.
+    fn usage(&self) -> Pending<Result<MapperUsage, Error>> {
+        Pending::ready(Ok(MapperUsage::default()))
+    }
+
+    /// Makes ranges of stripes or buffers, which have been deallocated or were never finalized, ready for others: data is
+    /// zero, and code is instructions that trap. For other reservations, deallocating has done it.
     fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
         let _ = segments;
     }
@@ -72,6 +94,24 @@ pub trait MemoryMapper: Send + Sync {
 
     /// Ends reservations, with whatever is still allocated in them.
     fn release(&self, bases: Vec<ExecutorAddr>) -> Pending<Result<(), Error>>;
+}
+
+/// A part of a reservation, with its protection.
+pub type StripeRange = (MemProt, ExecutorAddrRange);
+
+/// What the reservations of a mapper take of the system.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MapperUsage {
+    /// Bytes of physical memory behind them, each byte once however many processes map it.
+    pub committed_bytes: u64,
+    /// Mappings in this process, as far as they are not the executor's.
+    pub controller_mappings: u64,
+    /// Mappings in the executor, guards included; none if it does not tell.
+    pub executor_mappings: Option<u64>,
+    /// System calls that the memory layer has made in the executor's process since it started, by name; none if it does
+    /// not tell.
+    pub executor_system_calls: Vec<(String, u64)>,
 }
 
 /// An allocation to finalize.
@@ -149,14 +189,14 @@ impl<T> Reservations<T> {
     }
 
     /// Takes out the reservations with these bases, or changes nothing.
-    fn remove(&mut self, bases: &[ExecutorAddr]) -> Result<Vec<T>, Error> {
+    fn remove(&mut self, bases: &[ExecutorAddr]) -> Result<Vec<(ExecutorAddrRange, T)>, Error> {
         if let Some(&unknown) = bases.iter().find(|base| !self.0.contains_key(base)) {
             return Err(Error::UnknownReservation(unknown));
         }
         let mut removed = Vec::with_capacity(bases.len());
         for base in bases {
             // A base given twice is found once.
-            removed.extend(self.0.remove(base).map(|(_, value)| value));
+            removed.extend(self.0.remove(base));
         }
         Ok(removed)
     }
@@ -210,6 +250,12 @@ fn undo_unless_all(
             }
         }
     })
+}
+
+/// Adds what an executor says of itself to what is known here.
+fn executor_usage(own: MapperUsage, answer: Expected<MemoryUsage>) -> Result<MapperUsage, Error> {
+    let told = answer.map_err(refused("examine its memory"))?;
+    Ok(MapperUsage { executor_mappings: Some(told.mappings), executor_system_calls: told.system_calls, ..own })
 }
 
 fn bad_answer(what: &'static str, text: String) -> Error {

@@ -1,14 +1,16 @@
 //! Content that travels in messages, to an executor that shares no memory with this process.
 
-use super::{FinalizeRequest, MemoryMapper, Reservations, check_keys, check_reserved, refused};
+use super::{
+    FinalizeRequest, MapperUsage, MemoryMapper, Reservations, check_keys, check_reserved, executor_usage, refused,
+};
 use crate::{Error, WorkingMemory};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, PageSize};
 use farlink_rpc::{CallError, Callee, Executor, Pending};
 use farlink_wire::functions::{
-    Expected, SIMPLE_DEINITIALIZE, SIMPLE_INITIALIZE, SIMPLE_INITIALIZE_BATCH, SIMPLE_INSTANCE, SIMPLE_RELEASE,
-    SIMPLE_RESERVE,
+    Expected, MEMORY_USAGE, SIMPLE_DEINITIALIZE, SIMPLE_INITIALIZE, SIMPLE_INITIALIZE_BATCH, SIMPLE_INSTANCE,
+    SIMPLE_RELEASE, SIMPLE_RESERVE,
 };
-use farlink_wire::msg::{FinalizeRequest as Message, Segment};
+use farlink_wire::msg::{FinalizeRequest as Message, MemoryUsage, Segment};
 use farlink_wire::sps::{Encode, SpsError, to_bytes};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,6 +30,7 @@ struct Inner {
     initialize_batch: Option<InitializeBatch>,
     deinitialize: Callee<(ExecutorAddr, Vec<ExecutorAddr>), SpsError>,
     release: Callee<(ExecutorAddr, Vec<ExecutorAddr>), SpsError>,
+    usage: Option<Callee<(ExecutorAddr,), Expected<MemoryUsage>>>,
     reservations: Mutex<Reservations<()>>,
 }
 
@@ -46,6 +49,7 @@ impl RemoteMapper {
             initialize_batch: executor.bind(SIMPLE_INITIALIZE_BATCH).ok(),
             deinitialize: executor.bind(SIMPLE_DEINITIALIZE)?,
             release: executor.bind(SIMPLE_RELEASE)?,
+            usage: executor.bind(MEMORY_USAGE).ok(),
             reservations: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -120,6 +124,15 @@ impl MemoryMapper for RemoteMapper {
     fn prepare(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
         self.inner.lock().around(range)?;
         WorkingMemory::in_heap(range.len())
+    }
+
+    fn usage(&self) -> Pending<Result<MapperUsage, Error>> {
+        let Some(usage) = &self.inner.usage else { return Pending::ready(Ok(MapperUsage::default())) };
+        usage.call(&(self.inner.instance,)).map(|answer| {
+            let told = answer?;
+            let committed_bytes = told.as_ref().map_or(0, |told| told.committed_bytes);
+            executor_usage(MapperUsage { committed_bytes, ..MapperUsage::default() }, told)
+        })
     }
 
     fn finalize(&self, allocations: Vec<FinalizeRequest>) -> Pending<Result<Vec<ExecutorAddr>, Error>> {

@@ -3,29 +3,23 @@
 //! Between farlink's own ends this process makes an object without a name and sends its descriptor. Otherwise the
 //! executor makes a POSIX shared memory object, and this process opens it and removes its name.
 
-use super::{FinalizeRequest, MemoryMapper, Reservations, bad_answer, check_keys, check_reserved, refused};
-use crate::sys::{Mapping, SharedObject};
+use super::views::{Told, View, Views, buffers, divide};
+use super::{
+    FinalizeRequest, MapperUsage, MemoryMapper, StripeRange, bad_answer, check_keys, check_reserved, executor_usage,
+    refused,
+};
+use crate::sys::SharedObject;
 use crate::{Error, WorkingMemory};
-use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
+use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, PageSize};
 use farlink_rpc::{CallError, Callee, Executor, Pending};
 use farlink_wire::functions::{
-    Expected, PID_KEY, SHARED_DEINITIALIZE, SHARED_INITIALIZE, SHARED_INITIALIZE_BATCH, SHARED_INSTANCE, SHARED_MAP,
-    SHARED_RELEASE, SHARED_RESERVE,
+    Expected, MEMORY_USAGE, PID_KEY, SHARED_DEINITIALIZE, SHARED_INITIALIZE, SHARED_INITIALIZE_BATCH, SHARED_INSTANCE,
+    SHARED_MAP, SHARED_RELEASE, SHARED_RESERVE,
 };
-use farlink_wire::msg::{SharedFinalizeRequest, SharedSegment, Stripe};
+use farlink_wire::msg::{MemoryUsage, SharedFinalizeRequest, SharedSegment, Stripe};
 use farlink_wire::sps::{SpsError, from_bytes, to_bytes};
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Fewest pages that a stripe is worth having for.
-const MIN_STRIPE_PAGES: u64 = 16;
-
-/// Bytes of whole pages in a range that are worth a system call to give back.
-const DISCARD_BYTES: u64 = 64 << 10;
-
-/// The instruction that traps: `int3`.
-const TRAP: u8 = 0xcc;
 
 /// Longest name of a shared memory object in bytes: what a file system takes.
 const MAX_NAME_BYTES: usize = 255;
@@ -46,9 +40,8 @@ struct Inner {
     initialize_batch: Option<InitializeBatch>,
     deinitialize: Callee<(ExecutorAddr, Keys), SpsError>,
     release: Callee<(ExecutorAddr, Keys), SpsError>,
-    reservations: Mutex<Reservations<Arc<Reservation>>>,
-    /// Allocations in stripes that the executor knows of: those with actions.
-    known: Mutex<HashSet<ExecutorAddr>>,
+    usage: Option<Callee<(ExecutorAddr,), Expected<MemoryUsage>>>,
+    views: Views,
 }
 
 /// Where the memory of a reservation comes from.
@@ -68,37 +61,6 @@ enum Backing {
         /// Number of reservations asked for.
         asked: AtomicU64,
     },
-}
-
-/// This process's side of a reservation.
-struct Reservation {
-    object: SharedObject,
-    mapping: Arc<Mapping>,
-    stripes: Vec<Stripe>,
-}
-
-impl Reservation {
-    /// Makes part of a stripe ready for another allocation.
-    fn recycle(&self, offset: u64, bytes: u64, group: AllocGroup, page_size: PageSize) {
-        let (start, end) = (offset, offset + bytes);
-        let is_code = group.prot.contains(MemProt::EXEC);
-        // Large ranges of data give their whole pages back to the system, and only the edges are written. Code is filled
-        // in any case: a page of zeros would not trap.
-        let pages = page_size.round_up(start).zip(Some(page_size.align().align_down(end)));
-        let pages = pages.filter(|(first, last)| !is_code && last.saturating_sub(*first) >= DISCARD_BYTES);
-        let is_discarded = |&(first, last): &(u64, u64)| {
-            let base = self.mapping.range().start();
-            let range = base.checked_add(first).and_then(|addr| ExecutorAddrRange::from_len(addr, last - first));
-            range.is_some_and(|range| self.mapping.discard(range).is_ok())
-        };
-        let (first, last) = pages.filter(is_discarded).unwrap_or((end, end));
-        let fill = if is_code { TRAP } else { 0 };
-        for (from, to) in [(start, first), (last, end)] {
-            if let Ok(memory) = WorkingMemory::in_mapping(&self.mapping, from, to - from) {
-                memory.fill(fill);
-            }
-        }
-    }
 }
 
 impl SharedMemoryMapper {
@@ -148,57 +110,72 @@ impl SharedMemoryMapper {
             initialize_batch: executor.bind(SHARED_INITIALIZE_BATCH).ok(),
             deinitialize: executor.bind(SHARED_DEINITIALIZE)?,
             release: executor.bind(SHARED_RELEASE)?,
-            reservations: Mutex::default(),
-            known: Mutex::default(),
+            usage: executor.bind(MEMORY_USAGE).ok(),
+            views: Views::new(executor.page_size()),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Reservations<Arc<Reservation>>> {
-        // No code that can panic half-way through a change runs under this lock.
-        self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn known(&self) -> MutexGuard<'_, HashSet<ExecutorAddr>> {
-        // Nothing that can panic runs under this lock.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_in_stripes(&self, addr: ExecutorAddr) -> bool {
-        self.place(ExecutorAddrRange::at(addr)).is_ok_and(|(_, reservation)| !reservation.stripes.is_empty())
-    }
-
-    fn is_striped(&self, request: &FinalizeRequest) -> bool {
-        self.is_in_stripes(request.reservation)
-    }
-
-    /// Returns the reservation that has all of `range`, and where in it the range begins.
-    fn place(&self, range: ExecutorAddrRange) -> Result<(u64, Arc<Reservation>), Error> {
-        let reservations = self.lock();
-        let (around, reservation) = reservations.around(range)?;
-        Ok((range.start().as_u64() - around.start().as_u64(), Arc::clone(reservation)))
-    }
-
     /// Takes the executor's answer to a reserve call: the base, and the object behind the reservation or why there is
     /// none.
-    fn reserved(
-        &self,
-        bytes: u64,
-        base: ExecutorAddr,
-        reservation: Result<Reservation, Error>,
-    ) -> Result<ExecutorAddrRange, Error> {
-        let attached = reservation.and_then(|reservation| {
+    fn reserved(&self, bytes: u64, base: ExecutorAddr, view: Result<View, Error>) -> Result<ExecutorAddrRange, Error> {
+        let attached = view.and_then(|view| {
             let range = check_reserved(base, bytes, self.page_size)?;
-            self.lock().add(range, Arc::new(reservation)).map(|()| range)
+            self.views.add(range, view).map(|()| range)
         });
         // The executor has reserved what cannot be used here. What it says to giving it back adds nothing. A base that
         // is in use stays: it is another's.
-        if attached.is_err() && !base.is_null() && !self.lock().has(base) {
+        if attached.is_err() && !base.is_null() && !self.views.has(base) {
             let _ = self.release.call(&(self.instance, vec![base])).wait();
         }
         attached
+    }
+
+    /// Reserves at least `bytes`, in the stripes that `stripes` gives for a size: if memory has no name, and whether
+    /// reservations for linked code have stripes.
+    fn reserve(
+        self: &Arc<Self>,
+        bytes: u64,
+        stripes: impl FnOnce(u64, bool) -> Vec<Stripe>,
+    ) -> Pending<Result<ExecutorAddrRange, Error>> {
+        let inner = Arc::clone(self);
+        let Some(rounded) = self.page_size.round_up(bytes).filter(|&bytes| bytes != 0) else {
+            return Pending::ready(Err(Error::BadSize { what: "reserved", bytes }));
+        };
+        match &self.backing {
+            Backing::Nameless { executor, map, is_striped } => {
+                let stripes = stripes(rounded, *is_striped);
+                let sent = make(rounded, stripes.clone()).and_then(|view| {
+                    let descriptor = view.object.as_ref().map(SharedObject::as_fd);
+                    let tag = executor.send_descriptor(descriptor.expect("it has just been made"))?;
+                    Ok((view, map.call(&(self.instance, tag, rounded, stripes))))
+                });
+                let (view, call) = match sent {
+                    Ok(sent) => sent,
+                    Err(error) => return Pending::ready(Err(error)),
+                };
+                call.map(move |answer| {
+                    let base = answer?.map_err(refused("map shared memory"))?;
+                    inner.reserved(rounded, base, Ok(view))
+                })
+            }
+            Backing::Named { reserve, asked, .. } => {
+                asked.fetch_add(1, Ordering::Relaxed);
+                reserve.call(&(self.instance, bytes)).map(move |answer| {
+                    if let (Err(CallError::Disconnected(_)), Backing::Named { pid, asked, .. }) =
+                        (&answer, &inner.backing)
+                    {
+                        unlink_orphans(*pid, asked.load(Ordering::Relaxed));
+                    }
+                    let (base, name) = answer?.map_err(refused("reserve shared memory"))?;
+                    // The object comes first: its name has to go whatever else is wrong.
+                    let view = take(&name).and_then(|object| attach(object, &name, rounded));
+                    inner.reserved(rounded, base, view)
+                })
+            }
+        }
     }
 
     /// Finalizes allocations of an executor that takes one in a call: all are sent, then all are awaited.
@@ -224,24 +201,8 @@ fn unlink_orphans(pid: Option<u64>, asked: u64) {
     }
 }
 
-/// Divides a reservation: a quarter for code, a quarter for read-only data, half for data, with a page between them that
-/// cannot be accessed. One that is too small for that has no stripes.
-fn divide(bytes: u64, page_size: PageSize) -> Vec<Stripe> {
-    let page = page_size.bytes();
-    let quarter = page_size.align().align_down(bytes / 4);
-    if quarter < MIN_STRIPE_PAGES * page {
-        return Vec::new();
-    }
-    let stripe = |prot, offset, size| Stripe { group: AllocGroup::standard(prot), offset, size };
-    vec![
-        stripe(MemProt::RX, 0, quarter - page),
-        stripe(MemProt::READ, quarter, quarter - page),
-        stripe(MemProt::RW, 2 * quarter, bytes - 2 * quarter),
-    ]
-}
-
 /// Makes an object without a name, and maps it.
-fn make(bytes: u64, stripes: Vec<Stripe>) -> Result<Reservation, Error> {
+fn make(bytes: u64, stripes: Vec<Stripe>) -> Result<View, Error> {
     let size = |error| match error {
         rustix::io::Errno::FBIG | rustix::io::Errno::INVAL => Error::BadSize { what: "reserved", bytes },
         error => Error::system("memory without a name cannot be made", error),
@@ -249,7 +210,7 @@ fn make(bytes: u64, stripes: Vec<Stripe>) -> Result<Reservation, Error> {
     let object = SharedObject::nameless(bytes).map_err(size)?;
     let length = usize::try_from(bytes).map_err(|_| Error::OutOfAddressSpace { bytes })?;
     let mapping = object.map(length).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-    Ok(Reservation { object, mapping: Arc::new(mapping), stripes })
+    Ok(View { object: Some(object), mapping: Arc::new(mapping), own_data: None, stripes })
 }
 
 /// Opens the shared memory object that an executor has made, and removes its name.
@@ -262,13 +223,13 @@ fn take(name: &str) -> Result<SharedObject, Error> {
 }
 
 /// Maps a shared memory object that an executor has made.
-fn attach(object: SharedObject, name: &str, bytes: u64) -> Result<Reservation, Error> {
+fn attach(object: SharedObject, name: &str, bytes: u64) -> Result<View, Error> {
     let size = object.len().map_err(|error| Error::shared(name, "examined", error))?;
     if size < bytes {
         return Err(bad_answer("reserve", format!("the object {name} has {size} bytes instead of {bytes}")));
     }
     let mapping = object.map(bytes as usize).map_err(|error| Error::shared(name, "mapped", error))?;
-    Ok(Reservation { object, mapping: Arc::new(mapping), stripes: Vec::new() })
+    Ok(View { object: Some(object), mapping: Arc::new(mapping), own_data: None, stripes: Vec::new() })
 }
 
 impl MemoryMapper for SharedMemoryMapper {
@@ -277,53 +238,23 @@ impl MemoryMapper for SharedMemoryMapper {
     }
 
     fn reserve(&self, bytes: u64) -> Pending<Result<ExecutorAddrRange, Error>> {
-        let inner = Arc::clone(&self.inner);
-        let Some(rounded) = self.inner.page_size.round_up(bytes).filter(|&bytes| bytes != 0) else {
-            return Pending::ready(Err(Error::BadSize { what: "reserved", bytes }));
-        };
-        match &self.inner.backing {
-            Backing::Nameless { executor, map, is_striped } => {
-                let stripes = if *is_striped { divide(rounded, self.inner.page_size) } else { Vec::new() };
-                let sent = make(rounded, stripes.clone()).and_then(|reservation| {
-                    let tag = executor.send_descriptor(reservation.object.as_fd())?;
-                    Ok((reservation, map.call(&(self.inner.instance, tag, rounded, stripes))))
-                });
-                let (reservation, call) = match sent {
-                    Ok(sent) => sent,
-                    Err(error) => return Pending::ready(Err(error)),
-                };
-                call.map(move |answer| {
-                    let base = answer?.map_err(refused("map shared memory"))?;
-                    inner.reserved(rounded, base, Ok(reservation))
-                })
-            }
-            Backing::Named { reserve, asked, .. } => {
-                asked.fetch_add(1, Ordering::Relaxed);
-                reserve.call(&(self.inner.instance, bytes)).map(move |answer| {
-                    if let (Err(CallError::Disconnected(_)), Backing::Named { pid, asked, .. }) =
-                        (&answer, &inner.backing)
-                    {
-                        unlink_orphans(*pid, asked.load(Ordering::Relaxed));
-                    }
-                    let (base, name) = answer?.map_err(refused("reserve shared memory"))?;
-                    // The object comes first: its name has to go whatever else is wrong.
-                    let reservation = take(&name).and_then(|object| attach(object, &name, rounded));
-                    inner.reserved(rounded, base, reservation)
-                })
-            }
-        }
+        let page_size = self.inner.page_size;
+        self.inner.reserve(bytes, |bytes, is_striped| if is_striped { divide(bytes, page_size) } else { Vec::new() })
+    }
+
+    fn reserve_buffers(&self, bytes: u64) -> Pending<Result<ExecutorAddrRange, Error>> {
+        self.inner.reserve(bytes, |bytes, _| buffers(bytes))
     }
 
     fn prepare(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
         self.secure(range)?;
-        let (offset, reservation) = self.inner.place(range)?;
-        WorkingMemory::in_mapping(&reservation.mapping, offset, range.len())
+        self.inner.views.working(range)
     }
 
     fn secure(&self, range: ExecutorAddrRange) -> Result<(), Error> {
-        let (offset, reservation) = self.inner.place(range)?;
-        if !range.is_empty() {
-            reservation.object.secure(offset, range.len()).map_err(|error| {
+        let (offset, view) = self.inner.views.place(range)?;
+        if let Some(object) = view.object.as_ref().filter(|_| !range.is_empty()) {
+            object.secure(offset, range.len()).map_err(|error| {
                 let text = match error {
                     rustix::io::Errno::NOSPC => "/dev/shm is full".to_owned(),
                     error => error.to_string(),
@@ -334,77 +265,66 @@ impl MemoryMapper for SharedMemoryMapper {
         Ok(())
     }
 
+    fn stripes(&self, reservation: ExecutorAddr) -> Vec<StripeRange> {
+        self.inner.views.stripes(reservation)
+    }
+
+    fn view(&self, range: ExecutorAddrRange) -> Option<WorkingMemory> {
+        self.inner.views.working(range).ok()
+    }
+
+    fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
+        self.inner.views.recycle(segments);
+    }
+
+    fn usage(&self) -> Pending<Result<MapperUsage, Error>> {
+        let own = self.inner.views.usage();
+        match &self.inner.usage {
+            Some(usage) => usage.call(&(self.inner.instance,)).map(|answer| executor_usage(own?, answer?)),
+            None => Pending::ready(own),
+        }
+    }
+
     fn finalize(&self, allocations: Vec<FinalizeRequest>) -> Pending<Result<Vec<ExecutorAddr>, Error>> {
-        let wanted: Result<Vec<_>, _> = allocations.iter().map(FinalizeRequest::key).collect();
-        let wanted = match wanted {
-            Ok(wanted) => wanted,
+        let Told { keys, requests, told_keys, undo } = match self.inner.views.begin(allocations) {
+            Ok(told) => told,
             Err(error) => return Pending::ready(Err(error)),
         };
-        let contents: Vec<_> =
-            allocations.iter().flat_map(|request| &request.segments).map(|segment| segment.working.clone()).collect();
-        // What is in stripes already is as it has to be: the executor is told of it only if it has actions.
-        let is_told = |request: &FinalizeRequest| !request.actions.is_empty() || !self.inner.is_striped(request);
-        let told: Vec<_> = allocations.into_iter().filter(is_told).collect();
-        let inner = Arc::clone(&self.inner);
-        if told.is_empty() {
-            return Pending::ready(Ok(wanted));
+        if requests.is_empty() {
+            return Pending::ready(Ok(keys));
         }
-        let known: Vec<_> =
-            told.iter().filter(|request| inner.is_striped(request)).filter_map(FinalizeRequest::lowest).collect();
-        let told_keys: Vec<_> = told.iter().filter_map(FinalizeRequest::lowest).collect();
-        let requests: Vec<_> = told.into_iter().map(|request| (request.reservation, shared_request(request))).collect();
-        let keys = match &inner.initialize_batch {
+        let requests = requests.into_iter().map(|request| (request.reservation, shared_request(request))).collect();
+        let inner = Arc::clone(&self.inner);
+        let answer = match &inner.initialize_batch {
             Some(batch) => {
                 batch.call(&(inner.instance, requests)).map(|answer| answer?.map_err(refused("finalize memory")))
             }
             None => inner.finalize_one_by_one(requests),
         };
-        keys.map(move |keys| {
+        answer.map(move |answer| {
             // An executor that refuses a request before it begins, or never gets it, leaves content where it is.
-            if matches!(keys, Err(Error::Refused { .. } | Error::Call(CallError::TooLarge { .. }))) {
-                contents.iter().for_each(WorkingMemory::zero);
+            if matches!(answer, Err(Error::Refused { .. } | Error::Call(CallError::TooLarge { .. }))) {
+                undo.contents.iter().for_each(WorkingMemory::zero);
             }
-            check_keys(keys?, &told_keys)?;
-            inner.known().extend(known);
-            Ok(wanted)
+            let checked = answer.and_then(|told| check_keys(told, &told_keys));
+            checked.inspect_err(|_| inner.views.undo(&undo)).map(|_| keys)
         })
     }
 
     fn deallocate(&self, keys: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {
-        let told: Vec<_> = {
-            let mut known = self.inner.known();
-            keys.into_iter().filter(|&key| known.remove(&key) || !self.inner.is_in_stripes(key)).collect()
-        };
-        if told.is_empty() {
-            return Pending::ready(Ok(()));
-        }
-        let call = self.inner.deinitialize.call(&(self.inner.instance, told));
-        call.map(|answer| answer?.0.map_err(refused("deallocate memory")))
-    }
-
-    fn stripes(&self, reservation: ExecutorAddr) -> Vec<(MemProt, ExecutorAddrRange)> {
-        let reservations = self.inner.lock();
-        let Ok((range, reservation)) = reservations.around(ExecutorAddrRange::at(reservation)) else {
-            return Vec::new();
-        };
-        let addresses = |stripe: &Stripe| {
-            let start = range.start().checked_add(stripe.offset)?;
-            Some((stripe.group.prot, ExecutorAddrRange::from_len(start, stripe.size)?))
-        };
-        reservation.stripes.iter().filter_map(addresses).collect()
-    }
-
-    fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
-        for &(group, range) in segments {
-            if let Ok((offset, reservation)) = self.inner.place(range) {
-                reservation.recycle(offset, range.len(), group, self.inner.page_size);
+        match self.inner.views.end(keys) {
+            Err(error) => Pending::ready(Err(error)),
+            Ok(told) if told.is_empty() => Pending::ready(Ok(())),
+            Ok(told) => {
+                let call = self.inner.deinitialize.call(&(self.inner.instance, told));
+                call.map(|answer| answer?.0.map_err(refused("deallocate memory")))
             }
         }
     }
 
     fn release(&self, bases: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {
         // What begins here ends here, whatever the executor says: after this its addresses may be another reservation's.
-        if let Err(error) = self.inner.lock().remove(&bases) {
+        if let Err(error) = self.inner.views.remove(&bases) {
             return Pending::ready(Err(error));
         }
         let call = self.inner.release.call(&(self.inner.instance, bases));

@@ -7,13 +7,16 @@
 //! actions run: what an operation works on is marked busy, and another operation on the same thing is refused.
 
 mod slabs;
+mod system;
+
+pub use system::{ChildCopy, ServiceUsage};
 
 use crate::sys::{self, Mapping, SharedObject};
 use crate::{Error, action};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_wire::msg::{ActionPair, Segment, Stripe, WrapperFunctionCall};
 use rustix::io::Errno;
-use slabs::{Checked, Leaving, SharedName, Slab, State, Status};
+use slabs::{Backing, Checked, Leaving, SharedName, Slab, State, Status};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -76,7 +79,25 @@ impl MemoryService {
     pub fn reserve_private(&self, bytes: u64) -> Result<ExecutorAddrRange, Error> {
         let bytes = self.slab_bytes(bytes)?;
         let mapping = Mapping::private(bytes as usize).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-        self.add_slab(mapping, None, &[])
+        self.add_slab(mapping, Backing::Private { object: None }, &[])
+    }
+
+    /// As [`Self::reserve_private`], of memory with stripes, each of which has its protection for good. What can be
+    /// written is memory of this process's own, unless children share it; the rest has a second view to write it by.
+    pub(crate) fn reserve_in_two_views(
+        &self,
+        bytes: u64,
+        stripes: &[Stripe],
+    ) -> Result<(ExecutorAddrRange, Arc<Mapping>), Error> {
+        let bytes = self.slab_bytes(bytes)?;
+        slabs::check_stripes(stripes, bytes, self.page_size)?;
+        let made = |error| Error::system("memory without a name cannot be made", error);
+        let object = SharedObject::nameless(bytes).map_err(made)?;
+        let no_space = |_| Error::OutOfAddressSpace { bytes };
+        let mapping = object.map_stripes(bytes as usize, stripes, true).map_err(no_space)?;
+        let view = object.map(bytes as usize).map_err(no_space)?;
+        let range = self.add_slab(mapping, Backing::Private { object: Some(object) }, stripes)?;
+        Ok((range, Arc::new(view)))
     }
 
     /// As [`Self::reserve_private`], of memory behind a POSIX shared memory object; gives its name too.
@@ -98,7 +119,7 @@ impl MemoryService {
         let (object, name) = created.unwrap_or_else(|| Err(Error::shared("/farlink_*", "created", Errno::EXIST)))?;
         let guard = SharedName(name.clone());
         let mapping = object.map(bytes as usize).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-        Ok((self.add_slab(mapping, Some(guard), &[])?, name))
+        Ok((self.add_slab(mapping, Backing::Shared { object, _name: Some(guard) }, &[])?, name))
     }
 
     /// As [`Self::reserve_private`], of memory behind a descriptor that the controller has sent and has mapped too.
@@ -118,20 +139,21 @@ impl MemoryService {
     ) -> Result<ExecutorAddrRange, Error> {
         let bytes = self.slab_bytes(bytes)?;
         slabs::check_stripes(stripes, bytes, self.page_size)?;
-        let object = SharedObject::received(object);
-        let size = object.len().map_err(|error| Error::system("the object received cannot be examined", error))?;
+        let unknown = |error| Error::system("the object received cannot be examined", error);
+        let object = SharedObject::received(object).map_err(unknown)?;
+        let size = object.len().map_err(unknown)?;
         if size < bytes {
             return Err(Error::BadSize { what: "mapped of a smaller object", bytes });
         }
         let mapped = match stripes {
             [] => object.map(bytes as usize),
-            stripes => object.map_stripes(bytes as usize, stripes),
+            stripes => object.map_stripes(bytes as usize, stripes, false),
         };
         let mapping = mapped.map_err(|error| match error {
             Errno::NOMEM => Error::OutOfAddressSpace { bytes },
             error => Error::system("the object received cannot be mapped", error),
         })?;
-        self.add_slab(mapping, None, stripes)
+        self.add_slab(mapping, Backing::Shared { object, _name: None }, stripes)
     }
 
     fn slab_bytes(&self, bytes: u64) -> Result<u64, Error> {
@@ -139,15 +161,10 @@ impl MemoryService {
         rounded.ok_or(Error::BadSize { what: "reserved", bytes })
     }
 
-    fn add_slab(
-        &self,
-        mapping: Mapping,
-        name: Option<SharedName>,
-        stripes: &[Stripe],
-    ) -> Result<ExecutorAddrRange, Error> {
+    fn add_slab(&self, mapping: Mapping, backing: Backing, stripes: &[Stripe]) -> Result<ExecutorAddrRange, Error> {
         let range = mapping.range();
         let stripes = slabs::stripe_ranges(range, stripes);
-        let slab = Slab { mapping: Arc::new(mapping), name, stripes, allocations: Default::default() };
+        let slab = Slab { mapping: Arc::new(mapping), backing, stripes, allocations: Default::default() };
         let mut state = self.lock();
         if state.is_shut_down {
             return Err(Error::ShutDown);
@@ -183,7 +200,8 @@ impl MemoryService {
         let ranges: Vec<_> = checked
             .iter()
             .map(|checked| {
-                let ranges: Vec<_> = checked.segments.iter().map(|&(range, _)| range).collect();
+                let segments = checked.segments.iter();
+                let ranges: Vec<_> = segments.map(|(range, segment)| (*range, segment.group.prot)).collect();
                 (Arc::clone(&checked.mapping), ranges)
             })
             .collect();
@@ -316,9 +334,9 @@ fn protect_error(range: ExecutorAddrRange, prot: MemProt, error: Errno) -> Error
 ///
 /// A range that was valid to protect is valid to protect again. But it may need one more mapping in the kernel, and
 /// their number is limited.
-fn reset(mapping: &Mapping, ranges: &[ExecutorAddrRange]) -> bool {
+fn reset(mapping: &Mapping, ranges: &[(ExecutorAddrRange, MemProt)]) -> bool {
     let mut is_reset = true;
-    for &range in ranges.iter().filter(|range| !range.is_empty()) {
+    for &(range, _) in ranges.iter().filter(|(range, _)| !range.is_empty()) {
         if mapping.protect(range, MemProt::RW).is_err() {
             is_reset = false;
         } else if mapping.discard(range).is_err() {
@@ -350,7 +368,7 @@ fn tear_down(slabs: Vec<Slab>) -> Result<(), Error> {
                 left.push((number, dealloc));
             }
         }
-        mappings.push((slab.mapping, slab.name));
+        mappings.push((slab.mapping, slab.backing));
     }
     left.sort_by_key(|&(number, _)| std::cmp::Reverse(number));
     let failed = left.into_iter().filter_map(|(_, dealloc)| action::deallocate(dealloc).err()).collect();

@@ -19,11 +19,19 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Slab {
     pub(super) mapping: Arc<Mapping>,
-    /// Name of the shared memory object, until the slab goes.
-    pub(super) name: Option<SharedName>,
+    pub(super) backing: Backing,
     /// The parts with a protection of their own. If there are none, protections change with allocations.
-    pub(super) stripes: Vec<(MemProt, ExecutorAddrRange)>,
+    pub(super) stripes: Vec<(Stripe, ExecutorAddrRange)>,
     pub(super) allocations: BTreeMap<ExecutorAddr, Record>,
+}
+
+/// What is behind a slab.
+#[derive(Debug)]
+pub(super) enum Backing {
+    /// Memory of this process's own. If there is an object too, it is behind what a child would not get a copy of.
+    Private { object: Option<SharedObject> },
+    /// An object that another process has mapped too, and its name, until the slab goes.
+    Shared { object: SharedObject, _name: Option<SharedName> },
 }
 
 /// The name of a shared memory object that this service created. The controller removes it; if it never did, dropping
@@ -41,8 +49,8 @@ impl Drop for SharedName {
 pub(super) struct Record {
     /// From the first segment's start to the last one's end, in whole pages.
     pub(super) span: ExecutorAddrRange,
-    /// The segments, in whole pages.
-    pub(super) segments: Vec<ExecutorAddrRange>,
+    /// The segments, in whole pages, and their protections.
+    pub(super) segments: Vec<(ExecutorAddrRange, MemProt)>,
     pub(super) status: Status,
 }
 
@@ -70,7 +78,7 @@ pub(super) struct Checked<'a> {
 pub(super) struct Leaving {
     pub(super) mapping: Arc<Mapping>,
     pub(super) key: ExecutorAddr,
-    pub(super) segments: Vec<ExecutorAddrRange>,
+    pub(super) segments: Vec<(ExecutorAddrRange, MemProt)>,
     pub(super) dealloc: Vec<WrapperFunctionCall>,
 }
 
@@ -107,14 +115,15 @@ impl State {
             return slab.check_striped(allocation);
         }
         let segments = page_ranges(allocation.segments, page_size)?;
-        let mut ranges: Vec<_> = segments.iter().map(|&(range, _)| range).collect();
-        ranges.sort();
+        let mut ranges: Vec<_> = segments.iter().map(|(range, segment)| (*range, segment.group.prot)).collect();
+        ranges.sort_by_key(|&(range, _)| range);
         for pair in ranges.windows(2) {
-            if pair[0].overlaps(pair[1]) {
-                return Err(Error::Overlap(pair[1], pair[0]));
+            if pair[0].0.overlaps(pair[1].0) {
+                return Err(Error::Overlap(pair[1].0, pair[0].0));
             }
         }
-        let (Some(first), Some(last)) = (ranges.first(), ranges.iter().map(|range| range.end()).max()) else {
+        let last = ranges.iter().map(|(range, _)| range.end()).max();
+        let (Some((first, _)), Some(last)) = (ranges.first(), last) else {
             return Err(Error::NoSegments);
         };
         let key = first.start();
@@ -217,14 +226,23 @@ impl State {
 }
 
 impl Slab {
+    /// Returns the ranges of shared memory that a child would share, and is to have a copy of.
+    pub(super) fn copied_on_fork(&self) -> Vec<ExecutorAddrRange> {
+        let stripes = self.stripes.iter().filter(|(stripe, _)| stripe.is_copied_on_fork()).map(|&(_, range)| range);
+        let live = self.allocations.values().flat_map(|record| &record.segments);
+        let written = live.filter(|(_, prot)| prot.contains(MemProt::WRITE)).map(|&(range, _)| range);
+        stripes.chain(written).filter(|range| !range.is_empty()).collect()
+    }
+
     /// Checks an allocation in stripes, and marks it busy by its lowest address. Its memory is as it has to be.
     fn check_striped<'a>(&mut self, allocation: Allocation<'a>) -> Result<Checked<'a>, Error> {
         let mut ranges = Vec::with_capacity(allocation.segments.len());
         for Segment { group, addr, size, content } in &allocation.segments {
             let bad_size = Error::BadSize { what: "finalized", bytes: *size };
             let range = ExecutorAddrRange::from_len(*addr, *size).filter(|range| !range.is_empty()).ok_or(bad_size)?;
-            let is_inside =
-                |(prot, stripe): &(MemProt, ExecutorAddrRange)| *prot == group.prot && stripe.contains_range(range);
+            let is_inside = |(stripe, addresses): &(Stripe, ExecutorAddrRange)| {
+                stripe.group.prot == group.prot && addresses.contains_range(range)
+            };
             if !content.0.is_empty() || !self.stripes.iter().any(is_inside) {
                 return Err(Error::OutsideReservation(range));
             }
@@ -295,10 +313,10 @@ pub(super) fn check_stripes(stripes: &[Stripe], bytes: u64, page_size: PageSize)
 }
 
 /// Returns the addresses of stripes, which have been checked, in a slab.
-pub(super) fn stripe_ranges(slab: ExecutorAddrRange, stripes: &[Stripe]) -> Vec<(MemProt, ExecutorAddrRange)> {
+pub(super) fn stripe_ranges(slab: ExecutorAddrRange, stripes: &[Stripe]) -> Vec<(Stripe, ExecutorAddrRange)> {
     let range = |stripe: &Stripe| {
         let start = slab.start().checked_add(stripe.offset)?;
-        Some((stripe.group.prot, ExecutorAddrRange::from_len(start, stripe.size)?))
+        Some((*stripe, ExecutorAddrRange::from_len(start, stripe.size)?))
     };
     stripes.iter().filter_map(range).collect()
 }

@@ -1,0 +1,90 @@
+//! What a manager knows of its reservations, and what it gives back to the system.
+
+use super::Inner;
+use super::space::{Place, Reservation};
+use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt};
+use std::collections::BTreeMap;
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) reservations: BTreeMap<ExecutorAddr, Reservation>,
+    /// Reservations for buffers.
+    pub(super) buffers: BTreeMap<ExecutorAddr, Reservation>,
+    pub(super) live_allocations: u64,
+    pub(super) requested_bytes: u64,
+}
+
+impl State {
+    /// Gives back a place. If that leaves a second reservation without allocations, takes it out to be released.
+    fn give(&mut self, place: &Place) -> Option<ExecutorAddr> {
+        // An allocation of another manager has no place here.
+        let reservation = self.reservations.get_mut(&place.reservation)?;
+        if !place.ranges.iter().all(|&range| reservation.range.contains_range(range)) {
+            return None;
+        }
+        self.live_allocations -= 1;
+        self.requested_bytes -= place.requested_bytes;
+        reservation.give(&place.ranges);
+        // One is kept, so that a program that links and removes by turns does not reserve each time.
+        let is_spare = reservation.live == 0
+            && self.reservations.iter().any(|(&base, other)| other.live == 0 && base != place.reservation);
+        if !is_spare {
+            return None;
+        }
+        self.reservations.remove(&place.reservation).map(|_| place.reservation)
+    }
+}
+
+impl Inner {
+    /// Gives a place back, and to the system what nobody needs any more.
+    pub(super) fn give(&self, place: &Place) {
+        let (spare, stale) = {
+            let mut state = self.lock();
+            let spare = state.give(place);
+            (spare, state.reservations.get_mut(&place.reservation).map(Reservation::stale).unwrap_or_default())
+        };
+        if let Some(base) = spare {
+            // Nothing is there any more that could go wrong, and nobody to be told.
+            drop(self.mapper.release(vec![base]));
+        }
+        for (prot, area) in stale {
+            self.sweep(place.reservation, prot, area);
+        }
+    }
+
+    /// Drops the physical memory of the large free ranges of a stripe. Each is taken meanwhile.
+    fn sweep(&self, base: ExecutorAddr, prot: MemProt, area: ExecutorAddrRange) {
+        let mut from = area.start();
+        loop {
+            let taken =
+                self.lock().reservations.get_mut(&base).and_then(|reservation| reservation.take_to_sweep(area, from));
+            let Some(range) = taken else { return };
+            // Also of code: where this is done, there is none.
+            self.mapper.recycle(&[(AllocGroup::standard(prot.difference(MemProt::EXEC)), range)]);
+            if let Some(reservation) = self.lock().reservations.get_mut(&base) {
+                reservation.give_swept(range);
+            }
+            from = range.end();
+        }
+    }
+
+    /// Ends a buffer. What is in it is dropped, and its reservation if nothing else is in it.
+    pub(super) fn free_buffer(&self, place: &Place) {
+        let segments: Vec<_> = place.ranges.iter().map(|&range| (AllocGroup::standard(MemProt::RW), range)).collect();
+        self.mapper.recycle(&segments);
+        let is_empty = {
+            let mut state = self.lock();
+            let Some(reservation) = state.buffers.get_mut(&place.reservation) else { return };
+            reservation.give(&place.ranges);
+            let is_empty = reservation.live == 0;
+            if is_empty {
+                state.buffers.remove(&place.reservation);
+            }
+            is_empty
+        };
+        if is_empty {
+            // As above.
+            drop(self.mapper.release(vec![place.reservation]));
+        }
+    }
+}

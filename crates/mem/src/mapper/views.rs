@@ -1,0 +1,309 @@
+//! Reservations that this process has a view of beside the executor's, and what is allocated in their stripes.
+//!
+//! What is in stripes needs no help of the executor to be what it has to be, so it is told of an allocation there only
+//! if that has actions. Which keys are in use is known here.
+
+use super::{FinalizeRequest, MapperUsage, Reservations, StripeRange};
+use crate::sys::{self, Mapping, SharedObject};
+use crate::{Error, WorkingMemory};
+use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
+use farlink_wire::msg::Stripe;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Fewest pages that a stripe is worth having for.
+const MIN_STRIPE_PAGES: u64 = 16;
+
+/// Bytes of whole pages in a range that are worth a system call to give back.
+const DISCARD_BYTES: u64 = 64 << 10;
+
+/// The instruction that traps: `int3`.
+const TRAP: u8 = 0xcc;
+
+/// Divides a reservation: a quarter for code, a quarter for read-only data, half for data, with a page between them that
+/// cannot be accessed. One that is too small for that has no stripes.
+pub(super) fn divide(bytes: u64, page_size: PageSize) -> Vec<Stripe> {
+    let page = page_size.bytes();
+    let quarter = page_size.align().align_down(bytes / 4);
+    if quarter < MIN_STRIPE_PAGES * page {
+        return Vec::new();
+    }
+    let stripe = |prot, offset, size| {
+        let group = AllocGroup::standard(prot);
+        Stripe { group, offset, size, shared_with_children: false }
+    };
+    vec![
+        stripe(MemProt::RX, 0, quarter - page),
+        stripe(MemProt::READ, quarter, quarter - page),
+        stripe(MemProt::RW, 2 * quarter, bytes - 2 * quarter),
+    ]
+}
+
+/// The one stripe of a reservation for buffers.
+pub(super) fn buffers(bytes: u64) -> Vec<Stripe> {
+    vec![Stripe { group: AllocGroup::standard(MemProt::RW), offset: 0, size: bytes, shared_with_children: true }]
+}
+
+/// This process's view of a reservation.
+pub(super) struct View {
+    /// The object behind it, if this process has to do more with that than to map it.
+    pub(super) object: Option<SharedObject>,
+    /// All of it, readable and writable.
+    pub(super) mapping: Arc<Mapping>,
+    /// The executor's own view, if that is in this process and stripes for data exist only there.
+    pub(super) own_data: Option<Arc<Mapping>>,
+    pub(super) stripes: Vec<Stripe>,
+}
+
+impl View {
+    /// Returns the mapping that shows what the executor has at `offset`.
+    fn mapping_at(&self, offset: u64) -> &Arc<Mapping> {
+        let is_own = |stripe: &Stripe| {
+            stripe.is_copied_on_fork() && (stripe.offset..stripe.offset + stripe.size).contains(&offset)
+        };
+        match &self.own_data {
+            Some(own) if self.stripes.iter().any(is_own) => own,
+            _ => &self.mapping,
+        }
+    }
+
+    fn working(&self, offset: u64, len: u64) -> Result<WorkingMemory, Error> {
+        WorkingMemory::in_mapping(self.mapping_at(offset), offset, len)
+    }
+
+    /// Makes a part of it ready for another allocation.
+    fn recycle(&self, offset: u64, bytes: u64, group: AllocGroup, page_size: PageSize) {
+        let (start, end) = (offset, offset + bytes);
+        let is_code = group.prot.contains(MemProt::EXEC);
+        // Large ranges of data give their whole pages back to the system, and only the edges are written. Code is filled
+        // in any case: a page of zeros would not trap.
+        let pages = page_size.round_up(start).zip(Some(page_size.align().align_down(end)));
+        let pages = pages.filter(|(first, last)| !is_code && last.saturating_sub(*first) >= DISCARD_BYTES);
+        let is_discarded = |&(first, last): &(u64, u64)| {
+            let mapping = self.mapping_at(first);
+            let range = mapping.range().start().checked_add(first);
+            let range = range.and_then(|addr| ExecutorAddrRange::from_len(addr, last - first));
+            range.is_some_and(|range| mapping.discard(range).is_ok())
+        };
+        let (first, last) = pages.filter(is_discarded).unwrap_or((end, end));
+        let fill = if is_code { TRAP } else { 0 };
+        for (from, to) in [(start, first), (last, end)] {
+            if let Ok(memory) = self.working(from, to - from) {
+                memory.fill(fill);
+            }
+        }
+    }
+}
+
+/// The views of a mapper's reservations, and the allocations in their stripes.
+pub(super) struct Views {
+    page_size: PageSize,
+    reservations: Mutex<Reservations<Arc<View>>>,
+    /// Allocations in stripes, by key: whether the executor knows of them.
+    live: Mutex<HashMap<ExecutorAddr, bool>>,
+}
+
+/// What of a request to finalize the executor has to be told.
+pub(super) struct Told {
+    /// The keys of all allocations.
+    pub(super) keys: Vec<ExecutorAddr>,
+    /// What the executor has to do, and the keys of that.
+    pub(super) requests: Vec<FinalizeRequest>,
+    pub(super) told_keys: Vec<ExecutorAddr>,
+    /// What to do if it does not.
+    pub(super) undo: Undo,
+}
+
+/// How to undo what a request to finalize that failed has left.
+#[derive(Default)]
+pub(super) struct Undo {
+    /// Keys and segments in stripes.
+    striped: Vec<ExecutorAddr>,
+    segments: Vec<(AllocGroup, ExecutorAddrRange)>,
+    /// Working memory of what is not in stripes.
+    pub(super) contents: Vec<WorkingMemory>,
+}
+
+impl Views {
+    pub(super) fn new(page_size: PageSize) -> Self {
+        Self { page_size, reservations: Mutex::default(), live: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reservations<Arc<View>>> {
+        // No code that can panic half-way through a change runs under this lock.
+        self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<ExecutorAddr, bool>> {
+        // As above.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, range: ExecutorAddrRange, view: View) -> Result<(), Error> {
+        self.lock().add(range, Arc::new(view))
+    }
+
+    /// Returns whether a reservation begins at `base`.
+    pub(super) fn has(&self, base: ExecutorAddr) -> bool {
+        self.lock().has(base)
+    }
+
+    /// Takes out reservations and what is allocated in them, or changes nothing.
+    pub(super) fn remove(&self, bases: &[ExecutorAddr]) -> Result<(), Error> {
+        let ranges: Vec<_> = self.lock().remove(bases)?.into_iter().map(|(range, _)| range).collect();
+        self.live().retain(|&key, _| !ranges.iter().any(|range| range.contains(key)));
+        Ok(())
+    }
+
+    /// Returns the view of the reservation that has all of `range`, and where in it the range begins.
+    pub(super) fn place(&self, range: ExecutorAddrRange) -> Result<(u64, Arc<View>), Error> {
+        let reservations = self.lock();
+        let (around, view) = reservations.around(range)?;
+        Ok((range.start().as_u64() - around.start().as_u64(), Arc::clone(view)))
+    }
+
+    pub(super) fn working(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
+        let (offset, view) = self.place(range)?;
+        view.working(offset, range.len())
+    }
+
+    fn is_striped(&self, addr: ExecutorAddr) -> bool {
+        self.place(ExecutorAddrRange::at(addr)).is_ok_and(|(_, view)| !view.stripes.is_empty())
+    }
+
+    pub(super) fn stripes(&self, reservation: ExecutorAddr) -> Vec<StripeRange> {
+        let reservations = self.lock();
+        let Ok((range, view)) = reservations.around(ExecutorAddrRange::at(reservation)) else { return Vec::new() };
+        let addresses = |stripe: &Stripe| {
+            let start = range.start().checked_add(stripe.offset)?;
+            Some((stripe.group.prot, ExecutorAddrRange::from_len(start, stripe.size)?))
+        };
+        view.stripes.iter().filter_map(addresses).collect()
+    }
+
+    pub(super) fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
+        for &(group, range) in segments {
+            if let Ok((offset, view)) = self.place(range) {
+                view.recycle(offset, range.len(), group, self.page_size);
+            }
+        }
+    }
+
+    /// Returns what the views take of the system in this process.
+    pub(super) fn usage(&self) -> Result<MapperUsage, Error> {
+        let views: Vec<_> = self.lock().0.values().map(|(_, view)| Arc::clone(view)).collect();
+        let mappings: Vec<_> = views.iter().map(|view| view.mapping.range()).collect();
+        let unknown = |error: std::io::Error| Error::system("memory cannot be examined", error);
+        let controller_mappings = sys::count_mappings(&mappings).map_err(unknown)?;
+        let committed = views.iter().filter_map(|view| view.object.as_ref()).map(SharedObject::committed_bytes);
+        let committed_bytes = committed.sum::<Result<u64, _>>().map_err(|error| unknown(error.into()))?;
+        Ok(MapperUsage { committed_bytes, controller_mappings, ..MapperUsage::default() })
+    }
+
+    /// Checks allocations and notes those in stripes; says what the executor has to be told of.
+    pub(super) fn begin(&self, allocations: Vec<FinalizeRequest>) -> Result<Told, Error> {
+        let keys = allocations.iter().map(FinalizeRequest::key).collect::<Result<Vec<_>, _>>()?;
+        let mut striped: Vec<(ExecutorAddr, bool)> = Vec::with_capacity(keys.len());
+        for (request, &key) in allocations.iter().zip(&keys) {
+            if self.is_striped(request.reservation) {
+                self.check_in_stripes(request)?;
+                striped.push((key, !request.actions.is_empty()));
+            }
+        }
+        self.note(&striped)?;
+        let (mut requests, mut told_keys, mut undo) = (Vec::new(), Vec::new(), Undo::default());
+        if striped.len() < keys.len() || striped.iter().any(|&(_, is_told)| is_told) {
+            let mut in_stripes = striped.iter().map(|&(key, _)| key).peekable();
+            for (request, &key) in allocations.into_iter().zip(&keys) {
+                let segments = request.segments.iter();
+                let is_striped = in_stripes.next_if_eq(&key).is_some();
+                if is_striped {
+                    undo.striped.push(key);
+                    undo.segments.extend(segments.map(|segment| (segment.group, segment.range)));
+                } else {
+                    undo.contents.extend(segments.map(|segment| segment.working.clone()));
+                }
+                if !is_striped || !request.actions.is_empty() {
+                    told_keys.push(key);
+                    requests.push(request);
+                }
+            }
+        }
+        Ok(Told { keys, requests, told_keys, undo })
+    }
+
+    /// Notes allocations in stripes, all or none.
+    fn note(&self, striped: &[(ExecutorAddr, bool)]) -> Result<(), Error> {
+        let mut live = self.live();
+        for (index, &(key, is_told)) in striped.iter().enumerate() {
+            let Entry::Vacant(entry) = live.entry(key) else {
+                for (noted, _) in &striped[..index] {
+                    live.remove(noted);
+                }
+                return Err(Error::Busy(key));
+            };
+            entry.insert(is_told);
+        }
+        Ok(())
+    }
+
+    /// Makes stripes as they were before an allocation that could not be finalized.
+    pub(super) fn undo(&self, undo: &Undo) {
+        self.recycle(&undo.segments);
+        let mut live = self.live();
+        for key in &undo.striped {
+            live.remove(key);
+        }
+    }
+
+    /// Checks that each segment is in the stripe of its protection, and that no two overlap.
+    fn check_in_stripes(&self, request: &FinalizeRequest) -> Result<(), Error> {
+        let (offset, view) = self.place(ExecutorAddrRange::at(request.reservation))?;
+        let base = ExecutorAddr::new(request.reservation.as_u64() - offset);
+        if offset != 0 {
+            return Err(Error::UnknownReservation(request.reservation));
+        }
+        for (index, segment) in request.segments.iter().enumerate() {
+            let is_inside = |stripe: &Stripe| {
+                let start = base.checked_add(stripe.offset);
+                let stripe_range = start.and_then(|start| ExecutorAddrRange::from_len(start, stripe.size));
+                stripe.group.prot == segment.group.prot
+                    && stripe_range.is_some_and(|stripe| stripe.contains_range(segment.range))
+            };
+            if !view.stripes.iter().any(is_inside) {
+                return Err(Error::OutsideReservation(segment.range));
+            }
+            // An allocation has as many segments as there are protections, so every pair is looked at.
+            let mut before = request.segments[..index].iter().map(|other| other.range);
+            if let Some(other) = before.find(|other| other.overlaps(segment.range)) {
+                return Err(Error::Overlap(segment.range, other));
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets allocations that end; gives the keys of those that the executor has to be told of, or changes nothing.
+    pub(super) fn end(&self, keys: Vec<ExecutorAddr>) -> Result<Vec<ExecutorAddr>, Error> {
+        let mut live = self.live();
+        let mut told = Vec::new();
+        let mut ended: Vec<(ExecutorAddr, bool)> = Vec::with_capacity(keys.len());
+        for key in keys {
+            match live.remove(&key) {
+                Some(is_told) => {
+                    ended.push((key, is_told));
+                    if is_told {
+                        told.push(key);
+                    }
+                }
+                // The executor knows what is not in stripes.
+                None if !self.is_striped(key) => told.push(key),
+                None => {
+                    live.extend(ended);
+                    return Err(Error::UnknownAllocation(key));
+                }
+            }
+        }
+        Ok(told)
+    }
+}

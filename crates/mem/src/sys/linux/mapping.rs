@@ -1,0 +1,154 @@
+//! Mappings, their protection and their pages.
+
+use crate::sys::count::{SystemCall, call};
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt};
+use farlink_wire::msg::Stripe;
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+/// Memory of this process that one `mmap` made. Unmapped when dropped.
+///
+/// Other code, linked code above all, may read and write it at any time, so no reference to its bytes is ever made.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+    is_shared: bool,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread. Its bytes are only reached by raw pointers, whose users
+// answer for races; the fields do not change.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` fresh bytes, zero, readable and writable, which take physical memory only as they are touched.
+    pub(crate) fn private(len: usize) -> Result<Self, Errno> {
+        Ok(Self::new(anonymous(len, ProtFlags::READ | ProtFlags::WRITE)?, len, false))
+    }
+
+    /// Maps the first `len` bytes of a shared memory object, readable and writable.
+    pub(crate) fn shared(object: impl AsFd, len: usize) -> Result<Self, Errno> {
+        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
+        let start = call(SystemCall::Mmap, || {
+            // SAFETY: no address is asked for, so no mapping that exists is replaced.
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, object, 0) }
+        })?;
+        Ok(Self::new(start, len, true))
+    }
+
+    /// Reserves `len` bytes of address space and maps each stripe of a shared memory object at its offset, with its
+    /// protection for good. What is between stripes cannot be accessed.
+    ///
+    /// With `owns_data`, stripes that can be written and are not shared with children are memory of this process alone.
+    ///
+    /// Protections are set by mapping and not by changing them, which a hardened process refuses.
+    pub(crate) fn striped(object: impl AsFd, len: usize, stripes: &[Stripe], owns_data: bool) -> Result<Self, Errno> {
+        let mapping = Self::new(anonymous(len, ProtFlags::empty())?, len, !owns_data);
+        for stripe in stripes {
+            let addr = mapping.range().start().checked_add(stripe.offset).ok_or(Errno::INVAL)?;
+            let range = ExecutorAddrRange::from_len(addr, stripe.size).ok_or(Errno::INVAL)?;
+            let target = mapping.inside(range)?.cast();
+            let (size, prot) =
+                (stripe.size as usize, ProtFlags::from_bits_truncate(prot_flags(stripe.group.prot).bits()));
+            let flags = MapFlags::NORESERVE | MapFlags::FIXED;
+            call(SystemCall::Mmap, || {
+                if owns_data && stripe.is_copied_on_fork() {
+                    // SAFETY: the range is inside the reservation made above, of which nobody knows yet.
+                    unsafe { rustix::mm::mmap_anonymous(target, size, prot, flags | MapFlags::PRIVATE) }
+                } else {
+                    let object = object.as_fd();
+                    // SAFETY: as above.
+                    unsafe { rustix::mm::mmap(target, size, prot, flags | MapFlags::SHARED, object, stripe.offset) }
+                }
+            })?;
+        }
+        Ok(mapping)
+    }
+
+    fn new(start: *mut core::ffi::c_void, len: usize, is_shared: bool) -> Self {
+        let start = NonNull::new(start.cast()).expect("Linux maps nothing at null unless asked to");
+        Self { start, len, is_shared }
+    }
+
+    /// Returns the first byte.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Returns the addresses, in this process.
+    pub(crate) fn range(&self) -> ExecutorAddrRange {
+        let start = ExecutorAddr::new(self.start.as_ptr() as u64);
+        ExecutorAddrRange::from_len(start, self.len as u64).expect("a mapping ends within the address space")
+    }
+
+    /// Returns a pointer to `range` after checking that it is inside.
+    pub(super) fn inside(&self, range: ExecutorAddrRange) -> Result<*mut u8, Errno> {
+        if !self.range().contains_range(range) {
+            return Err(Errno::FAULT);
+        }
+        let offset = range.start().as_u64() - self.range().start().as_u64();
+        Ok(self.start.as_ptr().wrapping_add(offset as usize))
+    }
+
+    /// Sets the protection of whole pages. `mprotect(2)`.
+    pub(crate) fn protect(&self, range: ExecutorAddrRange, prot: MemProt) -> Result<(), Errno> {
+        let start = self.inside(range)?;
+        call(SystemCall::Mprotect, || {
+            // SAFETY: the range is inside this mapping, to whose bytes no reference exists. Whether code may still use
+            // them as they were protected is for the owner of the allocation to know.
+            unsafe { rustix::mm::mprotect(start.cast(), range.len() as usize, prot_flags(prot)) }
+        })
+    }
+
+    /// Gives the physical pages of `range`, which is whole writable pages, back to the system: they read as zero from
+    /// now on, here and wherever else the memory is shared. `madvise(2)`.
+    pub(crate) fn discard(&self, range: ExecutorAddrRange) -> Result<(), Errno> {
+        let advice = if self.is_shared { Advice::LinuxRemove } else { Advice::LinuxDontNeed };
+        let start = self.inside(range)?;
+        call(SystemCall::Madvise, || {
+            // SAFETY: the range is inside this mapping, to whose bytes no reference exists.
+            unsafe { rustix::mm::madvise(start.cast(), range.len() as usize, advice) }
+        })
+    }
+
+    /// Copies `bytes` to `addr`.
+    pub(crate) fn write(&self, addr: ExecutorAddr, bytes: &[u8]) -> Result<(), Errno> {
+        let range = ExecutorAddrRange::from_len(addr, bytes.len() as u64).ok_or(Errno::FAULT)?;
+        let start = self.inside(range)?;
+        // SAFETY: the range is inside this mapping, is writable until it is finalized, and does not overlap `bytes`,
+        // which is a Rust slice of other memory.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len()) };
+        Ok(())
+    }
+}
+
+/// Maps `len` bytes of this process's own, which take physical memory only as they are touched.
+fn anonymous(len: usize, prot: ProtFlags) -> Result<*mut core::ffi::c_void, Errno> {
+    call(SystemCall::Mmap, || {
+        // SAFETY: no address is asked for, so no mapping that exists is replaced.
+        unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE | MapFlags::NORESERVE) }
+    })
+}
+
+fn prot_flags(prot: MemProt) -> MprotectFlags {
+    let flags = [
+        (MemProt::READ, MprotectFlags::READ),
+        (MemProt::WRITE, MprotectFlags::WRITE),
+        (MemProt::EXEC, MprotectFlags::EXEC),
+    ];
+    flags.iter().filter(|(bit, _)| prot.contains(*bit)).map(|&(_, flag)| flag).collect()
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let unmapped = call(SystemCall::Munmap, || {
+            // SAFETY: this mapping is not used after its drop. Working memory keeps it alive; code in it is the owner's.
+            unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) }
+        });
+        debug_assert!(unmapped.is_ok(), "unmapping a mapping of our own cannot fail");
+    }
+}
