@@ -431,3 +431,121 @@ fn broken_pipe_ends_the_program() {
     assert_eq!(run.wait().code(), Some(128 + 13));
     run.check_clean();
 }
+
+/// What a child writes to linked data is its own, and what its parent writes after the fork is not the child's: with
+/// children of children, many pages, `.bss` and `.data`, and an exit by return.
+#[test]
+fn forked_children_have_copies() {
+    let source = r#"
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <sys/wait.h>
+        #include <unistd.h>
+        static int counter = 5;
+        static char zeros[100 * 4096];
+        static int list[5000] = {1, 2, 3};
+        static int to_child[2], to_parent[2];
+        static void expect(int got, int wanted, int line) { if (got != wanted) { printf("line %d: %d\n", line, got); exit(9); } }
+        #define EXPECT(got, wanted) expect(got, wanted, __LINE__)
+        static int child(int depth) {
+            char byte;
+            EXPECT(read(to_child[0], &byte, 1), 1);
+            /* The parent has written all of these. */
+            EXPECT(counter, 5 + depth); EXPECT(zeros[50 * 4096], depth); EXPECT(list[2], 3); EXPECT(list[4999], 0);
+            counter = 100; zeros[0] = 1; zeros[99 * 4096] = 7; list[0] = -1;
+            EXPECT(zeros[98 * 4096], 0);
+            EXPECT(write(to_parent[1], "x", 1), 1);
+            return counter;
+        }
+        int main(void) {
+            setvbuf(stdout, NULL, _IONBF, 0);
+            for (int depth = 0; depth < 3; depth++) {
+                if (pipe(to_child) || pipe(to_parent)) return 1;
+                pid_t pid = fork();
+                if (pid == 0) {
+                    int result = child(depth);
+                    if (depth == 1) {
+                        pid_t grandchild = fork();
+                        if (grandchild == 0) { EXPECT(counter, 100); counter = 33; return counter; }
+                        int status;
+                        waitpid(grandchild, &status, 0);
+                        EXPECT(WEXITSTATUS(status), 33); EXPECT(counter, 100);
+                    }
+                    if (depth == 2) _exit(result);
+                    return result;
+                }
+                counter++; zeros[50 * 4096]++; list[2] = 44; list[4999] = 55;
+                char byte;
+                EXPECT(write(to_child[1], "x", 1), 1);
+                EXPECT(read(to_parent[0], &byte, 1), 1);
+                EXPECT(zeros[0], 0); EXPECT(zeros[99 * 4096], 0); EXPECT(list[0], 1);
+                int status;
+                EXPECT(waitpid(pid, &status, 0), pid);
+                printf("child %d: %d\n", depth, WEXITSTATUS(status));
+                EXPECT(counter, 6 + depth); EXPECT(list[2], 44);
+                list[2] = 3; list[4999] = 0;
+            }
+            return 3;
+        }"#;
+    let dir = TempDir::new().unwrap();
+    let object = compile(dir.path(), "fork.c", source, &["-O1", "-fPIC"]);
+    let expected = same_as_native("cc", &[object], &[], &[], b"");
+    assert_eq!((expected.code, &*expected.stdout), (Some(3), "child 0: 100\nchild 1: 100\nchild 2: 100\n"));
+}
+
+/// Children that close every descriptor, that thread after thread forks, and that run other programs.
+#[test]
+fn forks_of_all_kinds() {
+    let source = r#"
+        #include <pthread.h>
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <string.h>
+        #include <sys/wait.h>
+        #include <unistd.h>
+        static int data[4096];
+        static void *forker(void *argument) {
+            int me = *(int *)argument;
+            for (int round = 0; round < 20; round++) {
+                data[me * 1024] = round;
+                pid_t pid = fork();
+                if (pid == 0) {
+                    if (data[me * 1024] != round) _exit(1);
+                    data[me * 1024] = 1000;
+                    _exit(0);
+                }
+                int status;
+                if (waitpid(pid, &status, 0) != pid || status != 0 || data[me * 1024] != round) exit(9);
+            }
+            return NULL;
+        }
+        int main(void) {
+            pthread_t threads[4];
+            int numbers[4] = {0, 1, 2, 3};
+            for (int i = 0; i < 4; i++) pthread_create(&threads[i], NULL, forker, &numbers[i]);
+            for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+            data[7] = 70;
+            fflush(stdout);
+            if (fork() == 0) {
+                for (int fd = 3; fd < 1024; fd++) close(fd);
+                data[7] = 71;
+                if (fork() == 0) { _exit(data[7] == 71 ? 0 : 1); }
+                int status;
+                wait(&status);
+                _exit(status ? 5 : 0);
+            }
+            int status;
+            wait(&status);
+            printf("closed: %d, data %d\n", WEXITSTATUS(status), data[7]);
+            printf("system: %d\n", WEXITSTATUS(system("exit 7")));
+            FILE *pipe = popen("echo from a shell", "r");
+            char line[64];
+            printf("popen: %s", fgets(line, sizeof line, pipe));
+            pclose(pipe);
+            return 0;
+        }"#;
+    let dir = TempDir::new().unwrap();
+    let object = compile(dir.path(), "forks.c", source, &["-O1", "-fPIC"]);
+    let expected = same_as_native("cc", &[object], &["-lpthread"], &[], b"");
+    assert!(expected.stdout.starts_with("closed: 0, data 70\nsystem: 7\npopen: from a shell"), "{expected:?}");
+}

@@ -17,6 +17,8 @@
 #![deny(unsafe_code)]
 
 mod args;
+#[allow(unsafe_code)]
+mod fork;
 mod local;
 mod main_thread;
 mod registry;

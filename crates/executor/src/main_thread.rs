@@ -3,6 +3,7 @@
 //! In an executor's process it waits for jobs. In a process that is not an executor, or while a job runs, jobs run on
 //! the thread that has them, unless only the main thread will do.
 
+use crate::fork;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
@@ -60,6 +61,7 @@ fn send<R: Send + 'static>(main_thread: &Sender<Job>, job: impl FnOnce() -> R + 
     let (result_sender, result) = sync_channel(1);
     let boxed: Job = Box::new(move || {
         let outcome = catch_unwind(AssertUnwindSafe(job));
+        fork::exit_if_child(0);
         // The main thread takes the next job before whoever has this result can send one.
         IS_BUSY.store(false, Ordering::Release);
         let _ = result_sender.send(outcome);

@@ -7,6 +7,7 @@ use farlink_addr::ExecutorAddr;
 use farlink_mem::MemoryService;
 use farlink_rpc::Endpoint;
 use std::collections::HashMap;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -35,6 +36,11 @@ impl Session {
         Ok(slot.wait())
     }
 
+    /// Returns the numbers of the descriptors of the connection to the controller, if there is one.
+    pub(crate) fn descriptor_numbers(&self) -> Vec<RawFd> {
+        self.endpoint.as_ref().and_then(OnceLock::get).map(Endpoint::descriptor_numbers).unwrap_or_default()
+    }
+
     /// Tears down the session's memory, the newest allocation first.
     pub(crate) fn shut_down(&self) -> Result<(), String> {
         let results = [self.shared.shut_down(), self.private.shut_down()];
@@ -49,6 +55,11 @@ static SESSIONS: LazyLock<Mutex<HashMap<u64, Weak<Session>>>> = LazyLock::new(Mu
 fn lock() -> MutexGuard<'static, HashMap<u64, Weak<Session>>> {
     // No code that can panic half-way through a change runs under this lock.
     SESSIONS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the sessions of this process.
+pub(crate) fn sessions() -> Vec<Arc<Session>> {
+    lock().values().filter_map(Weak::upgrade).collect()
 }
 
 /// A session and the token that stands for it while this lives.

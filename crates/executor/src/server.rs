@@ -1,7 +1,7 @@
 //! Serving one controller, from the first message to the end of the process.
 
 use crate::registry::{Registered, Session};
-use crate::{main_thread, services};
+use crate::{fork, main_thread, services};
 use farlink_addr::ExecutorAddr;
 use farlink_mem::wrapper::call_wrapper;
 use farlink_rpc::{Disconnected, Endpoint, Handler, Options, Transport, accept};
@@ -45,7 +45,9 @@ impl Handler for Calls {
     fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Result<Vec<u8>, String> {
         // SAFETY: the controller names a function of this process, announced or linked. The executor trusts its
         // controller with its own memory; the null address is refused.
-        unsafe { call_wrapper(function, &args) }
+        let result = unsafe { call_wrapper(function, &args) };
+        fork::exit_if_child(0);
+        result
     }
 }
 
@@ -57,8 +59,9 @@ impl Handler for Calls {
 ///
 /// # Errors
 ///
-/// Fails if the first message cannot be sent.
+/// Fails if there is no memory, or the first message cannot be sent.
 pub fn run(transport: Transport, options: Options) -> std::io::Result<i32> {
+    fork::register()?;
     let registered = Registered::remote();
     let info = announcement(registered.token, transport.passes_descriptors());
     let jobs = main_thread::prepare();

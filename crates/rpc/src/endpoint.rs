@@ -18,7 +18,7 @@ use farlink_wire::setup::ExecutorInfo;
 use farlink_wire::sps::{Blob, SpsError, from_bytes, to_bytes};
 use std::any::Any;
 use std::collections::HashSet;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -205,6 +205,15 @@ impl Endpoint {
     /// Calls of the peer's may still be running: see [`wait_quiet`](Self::wait_quiet).
     pub fn wait_disconnected(&self) -> Disconnected {
         self.0.0.wait_disconnected()
+    }
+
+    /// Returns the numbers of the descriptors that the connection reads from and writes to, as long as it is open.
+    ///
+    /// They are the endpoint's. A process that is forked from this one has copies, and has to see that it does not use
+    /// them: it has no part in the session.
+    #[must_use]
+    pub fn descriptor_numbers(&self) -> Vec<RawFd> {
+        self.0.0.descriptor_numbers()
     }
 
     /// Waits until no call of the peer's is running, for at most `timeout`; returns whether that is so.

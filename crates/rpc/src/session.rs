@@ -12,7 +12,7 @@ use farlink_wire::frame::{HEADER_BYTES, Header, MAX_FRAME_BYTES, Opcode, RESULT_
 use farlink_wire::sps::{SpsError, to_bytes};
 use rustix::io::Errno;
 use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -266,6 +266,14 @@ impl Session {
             let link = Arc::clone(link);
             link.close();
             state.phase = Phase::PeerGone(link, reason);
+        }
+    }
+
+    /// Returns the numbers of the descriptors that are read from and written to, as long as the session has them.
+    pub(crate) fn descriptor_numbers(&self) -> Vec<RawFd> {
+        match &self.lock().phase {
+            Phase::Open(link) | Phase::PeerGone(link, _) | Phase::HangingUp(link) => link.descriptor_numbers().to_vec(),
+            Phase::Closed(_) | Phase::Ended(..) => Vec::new(),
         }
     }
 

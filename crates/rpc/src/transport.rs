@@ -20,7 +20,7 @@ use rustix::net::{
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -173,6 +173,11 @@ impl Link {
         let nowait = AtomicBool::new(write.kind == Kind::Pipe);
         let (closed, received) = (AtomicBool::new(false), Mutex::default());
         Ok(Self { read, write, wake, closed, received, passes_descriptors, nowait })
+    }
+
+    /// Returns the numbers of the descriptors that are read from and written to.
+    pub(crate) fn descriptor_numbers(&self) -> [RawFd; 2] {
+        [self.read.fd.as_raw_fd(), self.write.fd.as_raw_fd()]
     }
 
     /// Ends all waiting, now and later. What has arrived can still be read.

@@ -1,7 +1,7 @@
 //! Calling linked code: functions like C's `main`, plain functions, and programs that end the process.
 
-use crate::main_thread;
 use crate::wrap::{OutOfBand, wrappers};
+use crate::{fork, main_thread};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::msg::MainCall;
 use farlink_wire::sps::{Blob, SpsError};
@@ -83,7 +83,9 @@ fn run_main(call: MainCall) -> Result<i64, OutOfBand> {
     let main: Main = unsafe { function(call.main) }?;
     let result = main_thread::run(move || {
         // SAFETY: as above.
-        unsafe { argv.call(main) }
+        let status = unsafe { argv.call(main) };
+        fork::exit_if_child(status);
+        status
     });
     Ok(i64::from(result))
 }

@@ -1,5 +1,6 @@
 //! Calls from linked code to the controller.
 
+use crate::fork;
 use crate::registry::session;
 use farlink_addr::ExecutorAddr;
 use farlink_mem::wrapper::WrapperResult;
@@ -23,6 +24,9 @@ unsafe extern "C" fn dispatch(context: *mut c_void, tag: *const c_void, args: *c
         unsafe { std::slice::from_raw_parts(args, size) }.to_vec()
     };
     let call = || {
+        if fork::is_child() {
+            return Err("this process was forked by linked code: the controller is its parent's".to_owned());
+        }
         let session = session(ExecutorAddr::new(context as u64))?;
         session.endpoint()?.call(ExecutorAddr::new(tag as u64), args).wait().map_err(|error| error.to_string())
     };
