@@ -72,13 +72,23 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) time: bool,
 
-    /// Print to stderr what the link held of the executor's memory.
-    #[arg(long)]
-    pub(crate) stats: bool,
+    /// Print to stderr what is linked and what it took of both processes, before the program begins: as a table or as
+    /// JSON.
+    #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub(crate) stats: Option<StatsFormat>,
 
     /// The program's arguments.
     #[arg(last = true, value_name = "ARGS")]
     pub(crate) args: Vec<OsString>,
+}
+
+/// How statistics are printed.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum StatsFormat {
+    /// A line for each number.
+    Table,
+    /// One JSON object.
+    Json,
 }
 
 /// See [`Memory`].

@@ -14,6 +14,7 @@ mod link;
 mod run;
 mod script;
 mod signals;
+mod stats;
 
 use args::{Cli, Command};
 use clap::Parser;

@@ -5,6 +5,7 @@ use crate::compile::Language;
 use crate::error::Error;
 use crate::inputs;
 use crate::signals::Signals;
+use crate::stats;
 use farlink::{Library, Session};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -23,14 +24,11 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     let mut program = vec![inputs::program_name(&args.input)];
     program.extend(args.args.iter().cloned());
     signals.run((!args.in_process).then_some(&session));
-    let outcome = execute(&library, &args, &program);
+    let outcome = link(&session, &library, &args, &program).and_then(|()| execute(&library, &args, &program));
     clock.lap("link and run");
     signals.ended();
     if args.time {
         clock.print(&library);
-    }
-    if args.stats {
-        print_stats(&session);
     }
     let status = outcome?;
     if args.in_process {
@@ -51,6 +49,14 @@ fn session(args: &RunArgs) -> Result<Session, Error> {
         None => builder.executor(std::env::current_exe().map_err(Error::NoSelf)?, vec!["executor".into()]),
     };
     Ok(builder.spawn()?)
+}
+
+/// Links the program, if somebody wants to know what that takes; else running it does.
+fn link(session: &Session, library: &Library, args: &RunArgs, program: &[OsString]) -> Result<(), Error> {
+    let Some(format) = args.stats else { return Ok(()) };
+    library.link_program(&args.entry, program).map_err(|error| explain_entry(error, args))?;
+    stats::print(&session.stats()?, format);
+    Ok(())
 }
 
 /// Runs the program; gives how it ended.
@@ -124,14 +130,4 @@ impl Clock {
             row(&format!("  {name}"), time);
         }
     }
-}
-
-fn print_stats(session: &Session) {
-    let stats = session.memory_stats();
-    eprintln!("reservations         {:>12}", stats.reservations);
-    eprintln!("bytes reserved       {:>12}", stats.reserved_bytes);
-    eprintln!("bytes live           {:>12}", stats.live_bytes);
-    eprintln!("bytes free           {:>12}", stats.free_bytes);
-    eprintln!("largest free range   {:>12}", stats.largest_free_bytes);
-    eprintln!("live allocations     {:>12}", stats.live_allocations);
 }

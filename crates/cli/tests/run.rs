@@ -306,9 +306,38 @@ fn entry_and_definitions() {
 fn reports() {
     let run = Farlink::new().arg("run").args(["--time", "--stats"]).arg(example("hello.c")).output();
     assert!(run.stdout.starts_with("hello"));
-    for word in ["start executor", "fix up", "finalize", "bytes live"] {
+    for word in ["start executor", "fix up", "finalize", "live_bytes"] {
         assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
     }
+}
+
+/// Statistics are JSON on request, and count what they are about: one call to reserve, one to resolve, one to finalize;
+/// in stripes no change of protection, page by page one for each segment.
+#[test]
+fn statistics() {
+    let stats = |way: &[&str]| -> serde_json::Value {
+        let run = Farlink::new().arg("run").args(way).arg("--stats=json").arg(example("hello.c")).output();
+        assert!(run.stdout.starts_with("hello"), "{run:?}");
+        serde_json::from_str(&run.stderr).unwrap()
+    };
+    let striped = stats(&[]);
+    let round_trips = striped["round_trips"].as_object().unwrap();
+    assert_eq!(round_trips.values().map(|count| count.as_u64().unwrap()).collect::<Vec<_>>(), [1; 4], "{striped}");
+    assert_eq!(striped["mappings"], serde_json::json!({"controller": 1, "executor": 3}));
+    assert!(striped["system_calls_of_the_executor"]["mprotect"].is_null(), "{striped}");
+    let memory = |name: &str| striped["memory"][name].as_u64().unwrap();
+    assert_eq!((memory("live_allocations"), memory("reserved_bytes")), (1, 1 << 30));
+    assert_eq!(memory("live_bytes"), memory("requested_bytes") + memory("bytes_lost_to_alignment"));
+    assert!(memory("bytes_lost_to_alignment") < 64 && memory("committed_bytes") < 64 << 10, "{striped}");
+    let paged = stats(&["--memory", "posix"]);
+    assert_eq!(paged["system_calls_of_the_executor"]["mprotect"], 2, "{paged}");
+    assert_eq!(paged["system_calls_of_the_controller"]["shm_unlink"], 1, "{paged}");
+    let remote = stats(&["--memory", "remote"]);
+    assert_eq!(remote["mappings"]["controller"], 0, "{remote}");
+    assert!(remote["memory"]["committed_bytes"].as_u64().unwrap() >= 8192, "{remote}");
+    let in_process = stats(&["--in-process"]);
+    assert!(in_process["system_calls_of_the_controller"]["send"].is_null(), "{in_process}");
+    assert_eq!(in_process["mappings"], serde_json::json!({"controller": 1, "executor": 3}));
 }
 
 /// A program that a signal ends is reported with the signal, and ends with 128 and its number as in a shell.

@@ -133,6 +133,104 @@ fn bounds_of_sections() {
     });
 }
 
+/// How many calls a session has made for anything but to count.
+fn calls(session: &Session) -> u64 {
+    let calls = session.stats().unwrap().calls;
+    calls.iter().filter(|(name, _)| **name != "farlink.memory.usage").map(|(_, count)| count).sum()
+}
+
+/// A buffer is one memory to linked code, to its children and to this process; where memory is not shared there is none.
+/// Its place is used again once it is dropped, zero.
+#[test]
+fn shared_buffers() {
+    let objects = Objects::new();
+    let source = r#"
+        #include <stdlib.h>
+        #include <sys/wait.h>
+        #include <unistd.h>
+        static double *numbers; static long count;
+        int take(int argc, char **argv) { numbers = (double *)strtoul(argv[1], 0, 0); count = atol(argv[2]); return 0; }
+        int sum(void) { double total = 0; for (long i = 0; i < count; i++) total += numbers[i]; numbers[0] = total; return 7; }
+        int in_child(void) {
+            pid_t pid = fork();
+            if (pid == 0) { numbers[1] = 3.5; _exit(0); }
+            return waitpid(pid, 0, 0) == pid ? 0 : 1;
+        }"#;
+    in_each_session(|session| {
+        let library = session.create_library("main");
+        objects.add(&library, "numbers.c", source);
+        let buffer = match session.shared_buffer::<f64>(100_000) {
+            Ok(buffer) => buffer,
+            Err(error) => {
+                assert!(error.to_string().contains("messages only"), "{error}");
+                return;
+            }
+        };
+        let numbers: Vec<f64> = (0..100_000).map(f64::from).collect();
+        buffer.write(0, &numbers).unwrap();
+        let (address, count) = (buffer.executor_addr().to_string(), buffer.len().to_string());
+        let take = || library.run_as_main("take", &["test".into(), address.clone().into(), count.clone().into()]);
+        assert_eq!(take().unwrap(), 0);
+        assert_eq!(run(&library, "sum"), 7);
+        assert_eq!(buffer.get(0).unwrap(), 4_999_950_000.0);
+        let before = calls(session);
+        buffer.set(1, 1.0).unwrap();
+        let mut back = vec![0.0; 100_000];
+        buffer.read(0, &mut back).unwrap();
+        assert_eq!((back[1], &back[2..]), (1.0, &numbers[2..]));
+        assert_eq!(calls(session), before);
+        assert_eq!(run(&library, "in_child"), 0);
+        assert_eq!(buffer.get(1).unwrap(), 3.5);
+        // Past the end, and more than there is.
+        assert!(buffer.get(100_000).is_err() && buffer.write(99_999, &[0.0; 2]).is_err());
+        assert!(buffer.read(usize::MAX, &mut back).is_err());
+        assert!(session.shared_buffer::<u8>(0).is_err() && session.shared_buffer::<u64>(usize::MAX / 8).is_err());
+        let small = session.shared_buffer::<u32>(3).unwrap();
+        assert!(small.executor_addr().as_u64().is_multiple_of(64));
+        let committed = session.stats().unwrap().usage.committed_bytes;
+        let address = buffer.executor_addr();
+        drop(buffer);
+        assert!(session.stats().unwrap().usage.committed_bytes + 700_000 < committed);
+        let buffer = session.shared_buffer::<f64>(100_000).unwrap();
+        assert_eq!(buffer.executor_addr(), address);
+        buffer.read(0, &mut back).unwrap();
+        assert!(back.iter().all(|&number| number == 0.0));
+    });
+}
+
+/// Linked data is read and written by this process, without a call where memory is shared; so is what the process has of
+/// its own, by one.
+#[test]
+fn memory_of_the_executor() {
+    let objects = Objects::new();
+    in_each_session(|session| {
+        let library = session.create_library("main");
+        objects.add(
+            &library,
+            "data.c",
+            "long value = 5; const long fixed = 6; int doubled(void) { return value * 2; }",
+        );
+        let (value, fixed) = (library.lookup("value").unwrap(), library.lookup("fixed").unwrap());
+        let (before, is_shared) = (calls(session), session.stats().unwrap().usage.controller_mappings > 0);
+        let mut bytes = [0; 8];
+        session.read_memory(value, &mut bytes).unwrap();
+        assert_eq!(u64::from_le_bytes(bytes), 5);
+        session.write_memory(value, &21u64.to_le_bytes()).unwrap();
+        session.read_memory(fixed, &mut bytes).unwrap();
+        assert_eq!(u64::from_le_bytes(bytes), 6);
+        assert_eq!(calls(session) - before, if is_shared { 0 } else { 3 });
+        assert_eq!(run(&library, "doubled"), 42);
+        // The executor's own memory, and none at all.
+        let version = library.lookup("gnu_get_libc_version").unwrap();
+        session.read_memory(version, &mut bytes).unwrap();
+        assert_ne!(bytes, [0; 8]);
+        for addr in [8, u64::MAX - 8, u64::MAX] {
+            assert!(session.read_memory(ExecutorAddr::new(addr), &mut bytes).is_err(), "{addr:#x}");
+            assert!(session.write_memory(ExecutorAddr::new(addr), &bytes).is_err(), "{addr:#x}");
+        }
+    });
+}
+
 /// Removing an object runs what it left for its end, once, gives its memory back, and is refused while others use it.
 #[test]
 fn removal() {

@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod batch;
+mod buffer;
 mod claim;
 mod error;
 mod image;
@@ -21,13 +22,16 @@ mod library;
 mod process;
 mod runtime;
 mod session;
+mod stats;
 mod table;
 
 pub use batch::PhaseTimes;
+pub use buffer::SharedBuffer;
 pub use error::{Error, UndefinedSymbol, signal_name};
 pub use image::{Image, ImageSegment};
 pub use library::{Library, Object};
 pub use session::{DEFAULT_RESERVATION_BYTES, Memory, Session, SessionBuilder};
+pub use stats::SessionStats;
 
 pub use farlink_addr as addr;
 pub use farlink_elf as elf;

@@ -328,6 +328,15 @@ impl Library {
         Ok(std::os::unix::process::ExitStatusExt::from_raw((result as i32 & 0xff) << 8))
     }
 
+    /// Links every object and runs its initializers with `args`, as [`Self::run_program`] does before it calls `entry`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn link_program(&self, entry: &str, args: &[OsString]) -> Result<(), Error> {
+        self.main_call(entry, args).map(drop)
+    }
+
     /// Links every object and returns the call of `entry` with `args`.
     fn main_call(&self, entry: &str, args: &[OsString]) -> Result<MainCall, Error> {
         let args: Vec<Blob<'static>> = args.iter().map(|arg| arg.clone().into_vec().into()).collect();

@@ -4,11 +4,12 @@ use crate::Error;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_rpc::Executor;
 use farlink_wire::functions::{
-    DEREGISTER_EH_FRAME, DYLIB_INSTANCE, DYLIB_OPEN, DYLIB_RESOLVE, Expected, REGISTER_EH_FRAME, RESOLVE, RUN_AS_MAIN,
-    RUN_EXITS, RUN_INITIALIZERS, RUN_PROGRAM,
+    DEREGISTER_EH_FRAME, DYLIB_INSTANCE, DYLIB_OPEN, DYLIB_RESOLVE, Expected, READ_BUFFERS, REGISTER_EH_FRAME, RESOLVE,
+    RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS, RUN_PROGRAM, WRITE_BUFFERS,
 };
 use farlink_wire::msg::{ActionPair, LookupName, MainCall, RunInitializers, WrapperFunctionCall};
 use farlink_wire::sps::SpsError;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 pub(crate) struct Runtime {
@@ -20,6 +21,25 @@ pub(crate) struct Runtime {
 impl Runtime {
     pub(crate) fn new(executor: Executor) -> Self {
         Self { executor, process: Mutex::new(None) }
+    }
+
+    /// Returns how often each function of the executor has been called.
+    pub(crate) fn calls(&self) -> BTreeMap<&'static str, u64> {
+        self.executor.calls()
+    }
+
+    /// Reads memory by a call.
+    pub(crate) fn read(&self, range: ExecutorAddrRange) -> Result<Vec<u8>, Error> {
+        let buffers = self.executor.bind(READ_BUFFERS)?.call(&(vec![range],)).wait()?;
+        match <[Vec<u8>; 1]>::try_from(buffers) {
+            Ok([bytes]) if bytes.len() as u64 == range.len() => Ok(bytes),
+            _ => Err(Error::Refused { operation: "read memory", text: format!("it sent other than {range}") }),
+        }
+    }
+
+    /// Writes memory by a call.
+    pub(crate) fn write(&self, addr: ExecutorAddr, bytes: &[u8]) -> Result<(), Error> {
+        Ok(self.executor.bind(WRITE_BUFFERS)?.call(&(vec![(addr, bytes.to_vec().into())],)).wait()?)
     }
 
     /// Opens a shared library in the executor. An empty path is the process itself.

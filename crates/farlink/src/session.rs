@@ -238,6 +238,10 @@ impl Session {
         Self { inner: Arc::new(inner) }
     }
 
+    pub(crate) fn inner(&self) -> &SessionInner {
+        &self.inner
+    }
+
     /// Returns a builder, to choose the executor and its memory.
     #[must_use]
     pub fn builder() -> SessionBuilder {

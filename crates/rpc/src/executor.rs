@@ -5,9 +5,11 @@ use farlink_addr::{ExecutorAddr, PageSize};
 use farlink_wire::functions::Function;
 use farlink_wire::setup::ExecutorInfo;
 use farlink_wire::sps::{Decode, Encode, from_bytes, to_bytes};
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Calls wrapper functions of an executor, in another process or in this one.
 pub trait Caller: Send + Sync {
@@ -31,6 +33,8 @@ pub struct Executor {
     info: Arc<ExecutorInfo>,
     page_size: PageSize,
     caller: Arc<dyn Caller>,
+    /// Calls so far, by the function's name.
+    counts: Arc<Mutex<BTreeMap<&'static str, Arc<AtomicU64>>>>,
 }
 
 impl Executor {
@@ -41,7 +45,7 @@ impl Executor {
     /// Fails if the page size it claims is not one.
     pub fn new(info: ExecutorInfo, caller: Arc<dyn Caller>) -> Result<Self, SetupError> {
         let page_size = PageSize::new(info.page_size).ok_or(SetupError::BadPageSize(info.page_size))?;
-        Ok(Self { info: Arc::new(info), page_size, caller })
+        Ok(Self { info: Arc::new(info), page_size, caller, counts: Arc::default() })
     }
 
     /// Returns what the executor announced.
@@ -69,7 +73,22 @@ impl Executor {
     /// Fails if the executor does not offer it.
     pub fn bind<Args, Ret>(&self, function: Function<Args, Ret>) -> Result<Callee<Args, Ret>, CallError> {
         let addr = function.find(&self.info).ok_or(CallError::Missing(function.name()))?;
-        Ok(Callee { name: function.name(), addr, caller: Arc::clone(&self.caller), types: PhantomData })
+        let name = function.name();
+        let count = Arc::clone(self.counts().entry(name).or_default());
+        Ok(Callee { name, addr, caller: Arc::clone(&self.caller), count, types: PhantomData })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<&'static str, Arc<AtomicU64>>> {
+        // Nothing that can panic half-way through a change runs under this lock.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how many calls have been made through this executor and its clones, by the functions' names.
+    #[must_use]
+    pub fn calls(&self) -> BTreeMap<&'static str, u64> {
+        let counts = self.counts();
+        let counts = counts.iter().map(|(&name, count)| (name, count.load(Ordering::Relaxed)));
+        counts.filter(|&(_, count)| count > 0).collect()
     }
 
     /// Sends a copy of `descriptor` to the executor; gives the tag that later calls name it by.
@@ -96,6 +115,7 @@ pub struct Callee<Args, Ret> {
     name: &'static str,
     addr: ExecutorAddr,
     caller: Arc<dyn Caller>,
+    count: Arc<AtomicU64>,
     types: PhantomData<fn(Args) -> Ret>,
 }
 
@@ -116,6 +136,7 @@ impl<Args, Ret: for<'a> Decode<'a> + Send + 'static> Callee<Args, Ret> {
     /// Calls the function with arguments that have been encoded, for example from borrowed parts.
     pub fn call_encoded(&self, args: Vec<u8>) -> Pending<Result<Ret, CallError>> {
         let function = self.name;
+        self.count.fetch_add(1, Ordering::Relaxed);
         self.caller
             .call(self.addr, args)
             .map(move |result| from_bytes(&result?).map_err(|error| CallError::BadResult { function, error }))

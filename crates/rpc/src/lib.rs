@@ -36,6 +36,7 @@
 
 #![forbid(unsafe_code)]
 
+mod count;
 mod endpoint;
 mod error;
 mod executor;
@@ -45,6 +46,7 @@ mod pool;
 mod session;
 mod transport;
 
+pub use count::system_calls;
 pub use endpoint::{Endpoint, Handler, Options, accept, connect};
 pub use error::{CallError, Disconnected, SetupError};
 pub use executor::{Callee, Caller, Executor};

@@ -10,6 +10,7 @@
 //! Writing to a socket never raises SIGPIPE. Writing to a pipe does when the peer has closed it, unless the process
 //! ignores the signal, as Rust programs do from their start; a process that does not has to see to it.
 
+use crate::count::{SystemCall, count};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::{Errno, FdFlags, ReadWriteFlags, fcntl_getfd, fcntl_setfd, ioctl_fionread, pwritev2, read, writev};
@@ -209,11 +210,12 @@ impl Link {
             if wait {
                 self.wait(&self.read, PollFlags::IN, deadline)?;
             }
-            let count = match self.read.kind {
+            count(SystemCall::Receive);
+            let received = match self.read.kind {
                 Kind::Socket => self.receive(&mut *buffer),
                 Kind::Pipe | Kind::Other => read(&self.read.fd, &mut *buffer),
             };
-            match count {
+            match received {
                 Ok(count) => return Ok(count),
                 Err(Errno::INTR) => {}
                 // Non-blocking by its owner's wish.
@@ -266,6 +268,7 @@ impl Link {
             if self.is_closed() {
                 return Err(LinkError::Closed);
             }
+            count(SystemCall::Send);
             match rustix::net::sendmsg(&self.write.fd, &[IoSlice::new(header)], &mut ancillary, flags) {
                 Ok(sent) => break sent,
                 Err(Errno::INTR) => {}
@@ -302,6 +305,7 @@ impl Link {
     /// Writes as much as there is room for, at least a byte.
     fn write_some(&self, slices: &[IoSlice<'_>], deadline: Option<Instant>) -> Result<usize, LinkError> {
         let fd = &self.write.fd;
+        count(SystemCall::Send);
         if self.write.kind == Kind::Socket {
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
             return rustix::net::sendmsg(fd, slices, &mut Default::default(), flags).map_err(LinkError::Io);
@@ -331,6 +335,7 @@ impl Link {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             // More seconds than fit are as good as for ever.
             let left = left.and_then(|left| Timespec::try_from(left).ok());
+            count(SystemCall::Poll);
             match poll(&mut fds, left.as_ref()) {
                 Ok(0) => return Err(LinkError::TimedOut),
                 // Ready comes before closed, so that what has arrived can be read after closing.

@@ -136,6 +136,7 @@ fn usage((instance,): (ExecutorAddr,)) -> Result<Expected<MemoryUsage>, OutOfBan
             Err(error) => return Ok(Err(error.to_string())),
         }
     }
-    sum.system_calls = farlink_mem::system_calls().map(|(name, count)| (name.to_owned(), count)).collect();
+    let calls = farlink_mem::system_calls().chain(farlink_rpc::system_calls()).filter(|&(_, count)| count > 0);
+    sum.system_calls = calls.map(|(name, count)| (name.to_owned(), count)).collect();
     Ok(Ok(sum))
 }

@@ -41,21 +41,21 @@ impl Mapping {
     }
 
     /// Reserves `len` bytes of address space and maps each stripe of a shared memory object at its offset, with its
-    /// protection for good. What is between stripes cannot be accessed.
+    /// protection for good. What is after a stripe, up to the next, cannot be accessed.
     ///
     /// With `owns_data`, stripes that can be written and are not shared with children are memory of this process alone.
     ///
     /// Protections are set by mapping and not by changing them, which a hardened process refuses.
     pub(crate) fn striped(object: impl AsFd, len: usize, stripes: &[Stripe], owns_data: bool) -> Result<Self, Errno> {
         let mapping = Self::new(anonymous(len, ProtFlags::empty())?, len, !owns_data);
-        for stripe in stripes {
-            let addr = mapping.range().start().checked_add(stripe.offset).ok_or(Errno::INVAL)?;
-            let range = ExecutorAddrRange::from_len(addr, stripe.size).ok_or(Errno::INVAL)?;
-            let target = mapping.inside(range)?.cast();
-            let (size, prot) =
-                (stripe.size as usize, ProtFlags::from_bits_truncate(prot_flags(stripe.group.prot).bits()));
+        for (index, stripe) in stripes.iter().enumerate() {
+            let end = stripes.get(index + 1).map_or(len as u64, |next| next.offset);
+            let with_gap = end.checked_sub(stripe.offset).filter(|&size| size >= stripe.size).ok_or(Errno::INVAL)?;
+            let target = mapping.part(stripe.offset, with_gap)?.cast();
+            let prot = ProtFlags::from_bits_truncate(prot_flags(stripe.group.prot).bits());
             let flags = MapFlags::NORESERVE | MapFlags::FIXED;
             call(SystemCall::Mmap, || {
+                let size = with_gap as usize;
                 if owns_data && stripe.is_copied_on_fork() {
                     // SAFETY: the range is inside the reservation made above, of which nobody knows yet.
                     unsafe { rustix::mm::mmap_anonymous(target, size, prot, flags | MapFlags::PRIVATE) }
@@ -65,8 +65,37 @@ impl Mapping {
                     unsafe { rustix::mm::mmap(target, size, prot, flags | MapFlags::SHARED, object, stripe.offset) }
                 }
             })?;
+            if with_gap > stripe.size {
+                mapping.guard(stripe.offset + stripe.size, with_gap - stripe.size)?;
+            }
         }
         Ok(mapping)
+    }
+
+    /// Makes whole pages inaccessible for good, if the system can without a mapping of their own, else with one.
+    fn guard(&self, offset: u64, size: u64) -> Result<(), Errno> {
+        /// `MADV_GUARD_INSTALL`, of Linux 6.15 for memory behind a descriptor.
+        const GUARD_INSTALL: libc::c_int = 102;
+        let (start, size) = (self.part(offset, size)?.cast(), size as usize);
+        // SAFETY: the range is inside this mapping, of which nobody knows yet.
+        let installed = call(SystemCall::Madvise, || match unsafe { libc::madvise(start, size, GUARD_INSTALL) } {
+            0 => Ok(()),
+            _ => Err(Errno::INVAL),
+        });
+        if installed.is_err() {
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+            call(SystemCall::Mmap, || {
+                // SAFETY: as above.
+                unsafe { rustix::mm::mmap_anonymous(start, size, ProtFlags::empty(), flags) }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Returns a pointer to `size` bytes at `offset` after checking that they are inside.
+    fn part(&self, offset: u64, size: u64) -> Result<*mut u8, Errno> {
+        let addr = self.range().start().checked_add(offset).ok_or(Errno::INVAL)?;
+        self.inside(ExecutorAddrRange::from_len(addr, size).ok_or(Errno::INVAL)?)
     }
 
     fn new(start: *mut core::ffi::c_void, len: usize, is_shared: bool) -> Self {
