@@ -13,9 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Longer than anything here takes on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-struct NoCallbacks;
+pub(crate) struct NoCallbacks;
 
 impl Handler for NoCallbacks {
     fn call(&self, function: ExecutorAddr, _args: Vec<u8>) -> Result<Vec<u8>, String> {
