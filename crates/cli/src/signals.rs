@@ -49,11 +49,12 @@ impl Signals {
         let shared = Arc::<Mutex<Shared>>::default();
         let mut signals = SignalsInfo::<WithOrigin>::new(ENDING).map_err(Error::Signals)?;
         let theirs = Arc::clone(&shared);
-        thread::spawn(move || {
+        let handler = move || {
             for origin in &mut signals {
                 handle(&mut lock(&theirs), &origin);
             }
-        });
+        };
+        thread::Builder::new().name("farlink-signals".to_owned()).spawn(handler).map_err(Error::Signals)?;
         Ok(Self(shared))
     }
 

@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::{Farlink, available, compile, example, tool};
+use common::{Farlink, WAYS, available, compile, example, tool};
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -299,4 +300,43 @@ fn shared_memory_trouble() {
             assert_eq!((output.stdout.as_str(), output.code), ("hello\n", Some(0)), "{name} {memory}: {output:?}");
         }
     }
+}
+
+/// Little address space, few descriptors, small files: the program runs, or farlink says what there is too little of. No
+/// signal, in no kind of memory.
+#[test]
+fn limits_of_the_system() {
+    if !available("limits_of_the_system", "prlimit") {
+        return;
+    }
+    let dir = Dir::new();
+    let source =
+        "#include <stdio.h>\nstatic char zeros[100000000]; int main(void) { puts(\"hello\"); return zeros[7]; }";
+    let object = dir.compile("main.c", source);
+    let mut outcomes = HashMap::new();
+    for way in WAYS {
+        // The program has 100 MB of zeros.
+        let address_space =
+            [32, 64, 100, 200, 500, 1000, 3000].map(|mebibytes: u64| format!("--as={}", mebibytes << 20));
+        let descriptors = (4..16).map(|count| format!("--nofile={count}"));
+        let files = [0, 1, 4096, 1 << 20, 100 << 20].map(|bytes: u64| format!("--fsize={bytes}"));
+        for limit in address_space.into_iter().chain(descriptors).chain(files) {
+            let run = Farlink::new().arg("run").args(way).arg(&object);
+            let output = run.through(&["prlimit", &limit, "--"]).output();
+            let kind = limit.split('=').next().unwrap().to_owned();
+            match (output.code, output.stdout.as_str()) {
+                (Some(0), "hello\n") => outcomes.entry(kind).or_insert([0, 0])[0] += 1,
+                (Some(125), "") => {
+                    assert!(output.stderr.starts_with("farlink: "), "{way:?} {limit}: {output:?}");
+                    outcomes.entry(kind).or_insert([0, 0])[1] += 1;
+                }
+                // Too little for the program to be started at all: not farlink's words.
+                (Some(1 | 126 | 127), "")
+                    if output.stderr.contains("prlimit: ") || output.stderr.contains("loading") => {}
+                _ => panic!("{way:?} {limit}: {output:?}"),
+            }
+        }
+    }
+    // Each limit is enough somewhere, and too little somewhere else.
+    assert!(outcomes.len() == 3 && outcomes.values().all(|[well, refused]| *well > 0 && *refused > 0), "{outcomes:?}");
 }

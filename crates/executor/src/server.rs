@@ -68,7 +68,8 @@ pub fn run(transport: Transport, options: Options) -> std::io::Result<i32> {
     let endpoint = accept(transport, &info, Arc::new(Calls), options).inspect_err(|_| main_thread::stop())?;
     registered.session.set_endpoint(&endpoint);
     let session = Arc::clone(&registered.session);
-    let watcher = thread::spawn(move || watch(&endpoint, &session));
+    let watcher = thread::Builder::new().name("farlink-watch".to_owned());
+    let watcher = watcher.spawn(move || watch(&endpoint, &session)).inspect_err(|_| main_thread::stop())?;
     main_thread::serve(&jobs);
     // The watcher panics only if the services do.
     Ok(watcher.join().unwrap_or(1))

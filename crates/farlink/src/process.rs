@@ -15,6 +15,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -146,10 +147,19 @@ impl Process {
         };
         let watch = Arc::new(Watch { status: Mutex::new(None), ended: Condvar::new() });
         let (watcher, watched) = (Arc::clone(&watch), endpoint.clone());
-        thread::spawn(move || {
-            let how = watcher.run(child, pid);
-            watched.close(Disconnected::ProcessEnded(format!("the executor {how}")));
+        // The child is handed over when the thread is there: one that cannot be started would lose it.
+        let (hand_over, handed_over) = sync_channel(1);
+        let started = thread::Builder::new().name("farlink-watch".to_owned()).spawn(move || {
+            if let Ok(child) = handed_over.recv() {
+                let how = watcher.run(child, pid);
+                watched.close(Disconnected::ProcessEnded(format!("the executor {how}")));
+            }
         });
+        if let Err(error) = started {
+            return Err(end_failed(&mut child, Error::Connect(Arc::new(error))));
+        }
+        // There is room for one, and the thread waits for it.
+        let _ = hand_over.send(child);
         Ok((Self { pid, endpoint, watch }, info))
     }
 

@@ -291,7 +291,7 @@ impl Inner {
         mut wanted: u64,
         mut reserved: Result<ExecutorAddrRange, Error>,
     ) -> Result<InFlightAlloc, Error> {
-        let least = request.reserve_bytes(0, self.page_size);
+        let mut least = request.reserve_bytes(0, self.page_size);
         loop {
             match reserved {
                 Ok(range) if range.len() < least => {
@@ -303,7 +303,8 @@ impl Inner {
                     let reservation = Reservation::new(range, self.mapper.stripes(range.start()));
                     if reservation.is_striped() {
                         // The next one, if this is not enough: a stripe is only a part of a reservation.
-                        wanted = wanted.max(request.striped_bytes(self.page_size));
+                        least = request.striped_bytes(self.page_size);
+                        wanted = wanted.max(least);
                     }
                     self.lock().reservations.insert(range.start(), reservation);
                     // Another thread may be quicker to take from it, or have grown already.

@@ -8,6 +8,7 @@ use super::{
     FinalizeRequest, MapperUsage, MemoryMapper, StripeRange, bad_answer, check_keys, check_reserved, executor_usage,
     refused,
 };
+use crate::service::nameless_error;
 use crate::sys::SharedObject;
 use crate::{Error, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, PageSize};
@@ -203,11 +204,7 @@ fn unlink_orphans(pid: Option<u64>, asked: u64) {
 
 /// Makes an object without a name, and maps it.
 fn make(bytes: u64, stripes: Vec<Stripe>) -> Result<View, Error> {
-    let size = |error| match error {
-        rustix::io::Errno::FBIG | rustix::io::Errno::INVAL => Error::BadSize { what: "reserved", bytes },
-        error => Error::system("memory without a name cannot be made", error),
-    };
-    let object = SharedObject::nameless(bytes).map_err(size)?;
+    let object = SharedObject::nameless(bytes).map_err(|error| nameless_error(error, bytes))?;
     let length = usize::try_from(bytes).map_err(|_| Error::OutOfAddressSpace { bytes })?;
     let mapping = object.map(length).map_err(|_| Error::OutOfAddressSpace { bytes })?;
     Ok(View { object: Some(object), mapping: Arc::new(mapping), own_data: None, stripes })

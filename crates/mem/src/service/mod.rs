@@ -91,8 +91,7 @@ impl MemoryService {
     ) -> Result<(ExecutorAddrRange, Arc<Mapping>), Error> {
         let bytes = self.slab_bytes(bytes)?;
         slabs::check_stripes(stripes, bytes, self.page_size)?;
-        let made = |error| Error::system("memory without a name cannot be made", error);
-        let object = SharedObject::nameless(bytes).map_err(made)?;
+        let object = SharedObject::nameless(bytes).map_err(|error| nameless_error(error, bytes))?;
         let no_space = |_| Error::OutOfAddressSpace { bytes };
         let mapping = object.map_stripes(bytes as usize, stripes, true).map_err(no_space)?;
         let view = object.map(bytes as usize).map_err(no_space)?;
@@ -319,6 +318,14 @@ fn apply(allocation: Checked<'_>) -> Result<Vec<WrapperFunctionCall>, Error> {
         }
     }
     action::finalize(allocation.actions).map_err(Error::Actions)
+}
+
+/// Returns what it means that an object without a name could not be made.
+pub(crate) fn nameless_error(error: Errno, bytes: u64) -> Error {
+    match error {
+        Errno::FBIG | Errno::INVAL => Error::BadSize { what: "reserved: a file cannot be that large", bytes },
+        error => Error::system("memory without a name cannot be made", error),
+    }
 }
 
 fn protect_error(range: ExecutorAddrRange, prot: MemProt, error: Errno) -> Error {

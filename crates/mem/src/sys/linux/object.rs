@@ -6,6 +6,7 @@ use crate::sys::count::{SystemCall, call};
 use farlink_wire::msg::Stripe;
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags, SeekFrom, Stat, StatVfsMountFlags, memfd_create};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use rustix::shm;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -32,7 +33,7 @@ impl SharedObject {
             Err(Errno::INVAL) => memfd_create("farlink", flags),
             other => other,
         })?;
-        call(SystemCall::Ftruncate, || rustix::fs::ftruncate(&fd, bytes))?;
+        resize(&fd, bytes)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         call(SystemCall::AddSeals, || rustix::fs::fcntl_add_seals(&fd, seals))?;
         Self::new(fd, false)
@@ -87,8 +88,7 @@ impl SharedObject {
         if flags.is_ok_and(|flags| flags.contains(StatVfsMountFlags::NOEXEC)) {
             return Err(Error::shared(name, "executed", "/dev/shm is mounted noexec"));
         }
-        call(SystemCall::Ftruncate, || rustix::fs::ftruncate(&self.fd, bytes))
-            .map_err(|error| Error::shared(name, "sized", describe(error)))?;
+        resize(&self.fd, bytes).map_err(|error| Error::shared(name, "sized", describe(error)))?;
         Ok(self)
     }
 
@@ -136,6 +136,15 @@ impl SharedObject {
     pub(crate) fn map_stripes(&self, len: usize, stripes: &[Stripe], owns_data: bool) -> Result<Mapping, Errno> {
         Mapping::striped(&self.fd, len, stripes, owns_data)
     }
+}
+
+/// Sets the size of a file. `ftruncate(2)`.
+fn resize(fd: &OwnedFd, bytes: u64) -> Result<(), Errno> {
+    // The system's answer to more than this process may have in a file is a signal.
+    if getrlimit(Resource::Fsize).current.is_some_and(|most| bytes > most) {
+        return Err(Errno::FBIG);
+    }
+    call(SystemCall::Ftruncate, || rustix::fs::ftruncate(fd, bytes))
 }
 
 fn stat(fd: &OwnedFd) -> Result<Stat, Errno> {
