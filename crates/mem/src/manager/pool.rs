@@ -54,17 +54,15 @@ impl Inner {
 
     /// Drops the physical memory of the large free ranges of a stripe. Each is taken meanwhile.
     fn sweep(&self, base: ExecutorAddr, prot: MemProt, area: ExecutorAddrRange) {
-        let mut from = area.start();
-        loop {
-            let taken =
-                self.lock().reservations.get_mut(&base).and_then(|reservation| reservation.take_to_sweep(area, from));
-            let Some(range) = taken else { return };
+        let large = self.lock().reservations.get_mut(&base).map(|reservation| reservation.large_free(area));
+        for start in large.into_iter().flatten() {
+            let take = |reservation: &mut Reservation| reservation.take_to_sweep(area, start);
+            let Some(range) = self.lock().reservations.get_mut(&base).and_then(take) else { continue };
             // Also of code: where this is done, there is none.
             self.mapper.recycle(&[(AllocGroup::standard(prot.difference(MemProt::EXEC)), range)]);
             if let Some(reservation) = self.lock().reservations.get_mut(&base) {
                 reservation.give_swept(range);
             }
-            from = range.end();
         }
     }
 

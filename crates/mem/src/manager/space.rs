@@ -108,10 +108,15 @@ impl Reservation {
         self.areas.iter_mut().filter(is_stale).filter_map(take).collect()
     }
 
-    /// Takes the first large free range of `area` from `from` on: whoever took it may drop its physical memory, and
-    /// gives it back by [`Self::give_swept`].
-    pub(super) fn take_to_sweep(&mut self, area: ExecutorAddrRange, from: ExecutorAddr) -> Option<ExecutorAddrRange> {
-        self.area_of(area)?.free.take_after(from, SWEPT_BYTES)
+    /// Returns where the large free ranges of `area` begin.
+    pub(super) fn large_free(&mut self, area: ExecutorAddrRange) -> Vec<ExecutorAddr> {
+        self.area_of(area).map(|area| area.free.of_length(SWEPT_BYTES)).unwrap_or_default()
+    }
+
+    /// Takes the free range of `area` that begins at `start`, if it still does: whoever took it may drop its physical
+    /// memory, and gives it back by [`Self::give_swept`].
+    pub(super) fn take_to_sweep(&mut self, area: ExecutorAddrRange, start: ExecutorAddr) -> Option<ExecutorAddrRange> {
+        self.area_of(area)?.free.take_whole(start)
     }
 
     pub(super) fn give_swept(&mut self, range: ExecutorAddrRange) {

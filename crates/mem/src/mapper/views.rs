@@ -8,7 +8,7 @@ use crate::sys::{self, Mapping, SharedObject};
 use crate::{Error, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_wire::msg::Stripe;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -101,7 +101,7 @@ pub(super) struct Views {
     page_size: PageSize,
     reservations: Mutex<Reservations<Arc<View>>>,
     /// Allocations in stripes, by key: whether the executor knows of them.
-    live: Mutex<HashMap<ExecutorAddr, bool>>,
+    live: Mutex<FxHashMap<ExecutorAddr, bool>>,
 }
 
 /// What of a request to finalize the executor has to be told.
@@ -135,7 +135,7 @@ impl Views {
         self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn live(&self) -> MutexGuard<'_, HashMap<ExecutorAddr, bool>> {
+    fn live(&self) -> MutexGuard<'_, FxHashMap<ExecutorAddr, bool>> {
         // As above.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
