@@ -244,22 +244,12 @@ impl MemoryMapper for SharedMemoryMapper {
     }
 
     fn prepare(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
-        self.secure(range)?;
-        self.inner.views.working(range)
+        self.inner.views.secured(range)
     }
 
     fn secure(&self, range: ExecutorAddrRange) -> Result<(), Error> {
         let (offset, view) = self.inner.views.place(range)?;
-        if let Some(object) = view.object.as_ref().filter(|_| !range.is_empty()) {
-            object.secure(offset, range.len()).map_err(|error| {
-                let text = match error {
-                    rustix::io::Errno::NOSPC => "/dev/shm is full".to_owned(),
-                    error => error.to_string(),
-                };
-                Error::shared("", "had", text)
-            })?;
-        }
-        Ok(())
+        view.secure(offset, range.len())
     }
 
     fn stripes(&self, reservation: ExecutorAddr) -> Vec<StripeRange> {

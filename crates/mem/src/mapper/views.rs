@@ -9,6 +9,7 @@ use crate::{Error, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_wire::msg::Stripe;
 use rustc_hash::FxHashMap;
+use rustix::io::Errno;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -66,6 +67,18 @@ impl View {
             Some(own) if self.stripes.iter().any(is_own) => own,
             _ => &self.mapping,
         }
+    }
+
+    /// Makes sure that part of the object can be written, if its file system may be full.
+    pub(super) fn secure(&self, offset: u64, len: u64) -> Result<(), Error> {
+        let Some(object) = self.object.as_ref().filter(|_| len > 0) else { return Ok(()) };
+        object.secure(offset, len).map_err(|error| {
+            let text = match error {
+                Errno::NOSPC => "/dev/shm is full".to_owned(),
+                error => error.to_string(),
+            };
+            Error::shared("", "had", text)
+        })
     }
 
     fn working(&self, offset: u64, len: u64) -> Result<WorkingMemory, Error> {
@@ -168,6 +181,13 @@ impl Views {
         view.working(offset, range.len())
     }
 
+    /// As [`Self::working`], after making sure that there is physical memory where that has to be asked for.
+    pub(super) fn secured(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
+        let (offset, view) = self.place(range)?;
+        view.secure(offset, range.len())?;
+        view.working(offset, range.len())
+    }
+
     fn is_striped(&self, addr: ExecutorAddr) -> bool {
         self.place(ExecutorAddrRange::at(addr)).is_ok_and(|(_, view)| !view.stripes.is_empty())
     }
@@ -183,10 +203,19 @@ impl Views {
     }
 
     pub(super) fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
+        // Those of an allocation are in one reservation.
+        let mut last: Option<(ExecutorAddrRange, Arc<View>)> = None;
         for &(group, range) in segments {
-            if let Ok((offset, view)) = self.place(range) {
+            let found = last.take().filter(|(around, _)| around.contains_range(range));
+            let found = found.or_else(|| {
+                let reservations = self.lock();
+                reservations.around(range).ok().map(|(around, view)| (*around, Arc::clone(view)))
+            });
+            if let Some((around, view)) = &found {
+                let offset = range.start().as_u64() - around.start().as_u64();
                 view.recycle(offset, range.len(), group, self.page_size);
             }
+            last = found;
         }
     }
 
@@ -206,8 +235,11 @@ impl Views {
         let keys = allocations.iter().map(FinalizeRequest::key).collect::<Result<Vec<_>, _>>()?;
         let mut striped: Vec<(ExecutorAddr, bool)> = Vec::with_capacity(keys.len());
         for (request, &key) in allocations.iter().zip(&keys) {
-            if self.is_striped(request.reservation) {
-                self.check_in_stripes(request)?;
+            let place = self.place(ExecutorAddrRange::at(request.reservation));
+            if let Ok((offset, view)) = place.as_ref().map(|(offset, view)| (*offset, view))
+                && !view.stripes.is_empty()
+            {
+                check_in_stripes(request, offset, view)?;
                 striped.push((key, !request.actions.is_empty()));
             }
         }
@@ -257,32 +289,6 @@ impl Views {
         }
     }
 
-    /// Checks that each segment is in the stripe of its protection, and that no two overlap.
-    fn check_in_stripes(&self, request: &FinalizeRequest) -> Result<(), Error> {
-        let (offset, view) = self.place(ExecutorAddrRange::at(request.reservation))?;
-        let base = ExecutorAddr::new(request.reservation.as_u64() - offset);
-        if offset != 0 {
-            return Err(Error::UnknownReservation(request.reservation));
-        }
-        for (index, segment) in request.segments.iter().enumerate() {
-            let is_inside = |stripe: &Stripe| {
-                let start = base.checked_add(stripe.offset);
-                let stripe_range = start.and_then(|start| ExecutorAddrRange::from_len(start, stripe.size));
-                stripe.group.prot == segment.group.prot
-                    && stripe_range.is_some_and(|stripe| stripe.contains_range(segment.range))
-            };
-            if !view.stripes.iter().any(is_inside) {
-                return Err(Error::OutsideReservation(segment.range));
-            }
-            // An allocation has as many segments as there are protections, so every pair is looked at.
-            let mut before = request.segments[..index].iter().map(|other| other.range);
-            if let Some(other) = before.find(|other| other.overlaps(segment.range)) {
-                return Err(Error::Overlap(segment.range, other));
-            }
-        }
-        Ok(())
-    }
-
     /// Forgets allocations that end; gives the keys of those that the executor has to be told of, or changes nothing.
     pub(super) fn end(&self, keys: Vec<ExecutorAddr>) -> Result<Vec<ExecutorAddr>, Error> {
         let mut live = self.live();
@@ -306,4 +312,30 @@ impl Views {
         }
         Ok(told)
     }
+}
+
+/// Checks that each segment is in the stripe of its protection, and that no two overlap. What the request says is the reservation
+/// is at `offset` in one.
+fn check_in_stripes(request: &FinalizeRequest, offset: u64, view: &View) -> Result<(), Error> {
+    let base = request.reservation;
+    if offset != 0 {
+        return Err(Error::UnknownReservation(request.reservation));
+    }
+    for (index, segment) in request.segments.iter().enumerate() {
+        let is_inside = |stripe: &Stripe| {
+            let start = base.checked_add(stripe.offset);
+            let stripe_range = start.and_then(|start| ExecutorAddrRange::from_len(start, stripe.size));
+            stripe.group.prot == segment.group.prot
+                && stripe_range.is_some_and(|stripe| stripe.contains_range(segment.range))
+        };
+        if !view.stripes.iter().any(is_inside) {
+            return Err(Error::OutsideReservation(segment.range));
+        }
+        // An allocation has as many segments as there are protections, so every pair is looked at.
+        let mut before = request.segments[..index].iter().map(|other| other.range);
+        if let Some(other) = before.find(|other| other.overlaps(segment.range)) {
+            return Err(Error::Overlap(segment.range, other));
+        }
+    }
+    Ok(())
 }
