@@ -60,7 +60,8 @@ pub struct InFlightAlloc {
     pub(super) taken: Option<Taken>,
 }
 
-/// An allocation whose content is final. It lives until it is given to [`MemoryManager::deallocate`](crate::MemoryManager::deallocate), the manager goes
+/// An allocation whose content is final. It lives until it is given to
+/// [`MemoryManager::deallocate`](crate::MemoryManager::deallocate), the manager goes
 /// or its session ends; dropping it does not end it.
 #[must_use = "finalized memory lives until it is deallocated"]
 pub struct FinalizedAlloc {
