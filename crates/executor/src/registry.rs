@@ -18,6 +18,8 @@ pub(crate) struct Session {
     pub(crate) shared: MemoryService,
     /// Memory whose content arrives in messages.
     pub(crate) private: MemoryService,
+    /// Whether the controller is farlink's, which asks for nothing that makes no sense.
+    pub(crate) is_farlink: bool,
     /// The connection to the controller, set as soon as there is one; none for a controller in this process.
     endpoint: Option<OnceLock<Endpoint>>,
 }
@@ -71,12 +73,12 @@ pub(crate) struct Registered {
 impl Registered {
     /// Registers a session whose controller is in this process.
     pub(crate) fn local() -> Self {
-        Self::new(Session::default())
+        Self::new(Session { is_farlink: true, ..Session::default() })
     }
 
     /// Registers a session that is about to get a connection.
-    pub(crate) fn remote() -> Self {
-        Self::new(Session { endpoint: Some(OnceLock::new()), ..Session::default() })
+    pub(crate) fn remote(is_farlink: bool) -> Self {
+        Self::new(Session { endpoint: Some(OnceLock::new()), is_farlink, ..Session::default() })
     }
 
     fn new(session: Session) -> Self {

@@ -62,7 +62,7 @@ impl Handler for Calls {
 /// Fails if there is no memory, or the first message cannot be sent.
 pub fn run(transport: Transport, options: Options) -> std::io::Result<i32> {
     fork::register()?;
-    let registered = Registered::remote();
+    let registered = Registered::remote(options.out_of_band_results);
     let info = announcement(registered.token, transport.passes_descriptors());
     let jobs = main_thread::prepare();
     let endpoint = accept(transport, &info, Arc::new(Calls), options).inspect_err(|_| main_thread::stop())?;

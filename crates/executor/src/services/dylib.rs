@@ -3,17 +3,19 @@
 //! A library that was opened stays open: linked code may hold addresses in it.
 
 use crate::registry::session;
+use crate::services::{debugger, unwind};
 use crate::wrap::{OutOfBand, wrappers};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::functions::Expected;
 use farlink_wire::msg::{LookupName, SymbolDef};
 use std::collections::HashSet;
 use std::ffi::{CStr, CString, c_void};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
 
 wrappers! { announce:
     DYLIB_OPEN => dylib_open = open;
     DYLIB_RESOLVE => dylib_resolve = resolve_one;
+    DYLIB_LOOKUP => dylib_lookup = look_up;
     RESOLVE => resolve = resolve_in_order;
 }
 
@@ -59,7 +61,24 @@ fn check(handle: ExecutorAddr) -> Result<*mut c_void, String> {
 }
 
 /// Returns the address of a symbol in the library that was given this handle.
+///
+/// C++ code expects the C++ library in its process, and LLVM's runtime for linked code is C++: it is opened when the
+/// first name of C++ is missing.
 fn find(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
+    static OPEN_CXX: Once = Once::new();
+    let own = unwind::address_of(name).or_else(|| debugger::address_of(name));
+    let found = own.or_else(|| find_now(handle, name));
+    if found.is_some() || !(name.starts_with("_Z") || name.starts_with("__cxa_") || name.starts_with("__gxx_")) {
+        return found;
+    }
+    OPEN_CXX.call_once(|| {
+        // SAFETY: the name is a C string. Where there is no such library, nothing changes.
+        unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
+    });
+    find_now(handle, name)
+}
+
+fn find_now(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
     let name = CString::new(name).ok()?;
     // SAFETY: the handle is one that dlopen gave (`check`) and that is never closed; the name is a C string.
     let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
@@ -81,6 +100,23 @@ fn resolve_one((handle, names): (ExecutorAddr, Vec<LookupName>)) -> Result<Expec
         None => Some(SymbolDef::exported(ExecutorAddr::NULL)),
     };
     Ok(Ok(names.into_iter().map(resolve).collect()))
+}
+
+/// LLVM 19's lookup: a name that is missing is an error if it is required, else at the null address.
+fn look_up(
+    (instance, handle, names): (ExecutorAddr, ExecutorAddr, Vec<LookupName>),
+) -> Result<Expected<Vec<SymbolDef>>, OutOfBand> {
+    session(instance)?;
+    let handle = match check(handle) {
+        Ok(handle) => handle,
+        Err(text) => return Ok(Err(text)),
+    };
+    let definition = |LookupName { name, required }: LookupName| match find(handle, &name) {
+        Some(address) => Ok(SymbolDef::exported(address)),
+        None if required => Err(format!("Missing definition for {name}")),
+        None => Ok(SymbolDef::exported(ExecutorAddr::NULL)),
+    };
+    Ok(names.into_iter().map(definition).collect())
 }
 
 type Addresses = Vec<Option<ExecutorAddr>>;

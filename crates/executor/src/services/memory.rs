@@ -1,11 +1,12 @@
 //! Memory: ranges that the controller shares (POSIX shared memory), and private ones whose content arrives in messages.
 
 use crate::registry::session;
+use crate::services::unwind;
 use crate::wrap::{self, OutOfBand, wrappers};
-use farlink_addr::ExecutorAddr;
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_mem::wrapper::WrapperResult;
 use farlink_mem::{Allocation, Error};
-use farlink_wire::functions::{Expected, SIMPLE_INITIALIZE, SIMPLE_INITIALIZE_BATCH};
+use farlink_wire::functions::{Expected, SIMPLE_FINALIZE, SIMPLE_INITIALIZE, SIMPLE_INITIALIZE_BATCH};
 use farlink_wire::msg::{FinalizeRequest, MemoryUsage, Segment, SharedFinalizeRequest, Stripe};
 use farlink_wire::setup::ExecutorInfo;
 use farlink_wire::sps::{Blob, SpsError};
@@ -19,6 +20,7 @@ wrappers! { announce_plain:
     SIMPLE_RESERVE => simple_reserve = reserve_simple;
     SIMPLE_DEINITIALIZE => simple_deinitialize = deinitialize_simple;
     SIMPLE_RELEASE => simple_release = release_simple;
+    SIMPLE_DEALLOCATE => simple_deallocate = release_simple;
     MEMORY_USAGE => memory_usage = usage;
 }
 
@@ -29,6 +31,7 @@ wrappers! { announce_with_descriptors:
 /// Announces the functions of both services.
 pub(crate) fn announce(info: &mut ExecutorInfo) {
     announce_plain(info);
+    SIMPLE_FINALIZE.announce(wrap::address(simple_finalize), info);
     SIMPLE_INITIALIZE.announce(wrap::address(simple_initialize), info);
     SIMPLE_INITIALIZE_BATCH.announce(wrap::address(simple_initialize_batch), info);
 }
@@ -67,6 +70,10 @@ fn shared_allocation((base, request): (ExecutorAddr, SharedFinalizeRequest)) -> 
 fn initialize_shared(
     (instance, base, request): (ExecutorAddr, ExecutorAddr, SharedFinalizeRequest),
 ) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+    if request.segments.is_empty() && request.actions.is_empty() {
+        session(instance)?;
+        return Ok(Ok(ExecutorAddr::new(u64::MAX)));
+    }
     let keys = session(instance)?.shared.initialize(vec![shared_allocation((base, request))]);
     Ok(text(keys).map(|keys| keys[0]))
 }
@@ -78,14 +85,33 @@ fn initialize_shared_batch(
 }
 
 fn deinitialize_shared((instance, keys): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
-    Ok(SpsError(text(session(instance)?.shared.deinitialize(&keys))))
+    let session = session(instance)?;
+    let mut keys = something(keys);
+    if !session.is_farlink {
+        // LLVM's controllers also deinitialize what they have abandoned and never initialized.
+        keys.retain(|&key| session.shared.has_allocation(key) || !session.shared.is_reserved(key));
+    }
+    Ok(SpsError(text(session.shared.deinitialize(&keys))))
 }
 
 fn release_shared((instance, bases): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
     Ok(SpsError(text(session(instance)?.shared.release(&bases))))
 }
 
+/// What LLVM takes nothing to be: a reservation of no bytes, and an allocation without segments.
+const NOTHING: [ExecutorAddr; 2] = [ExecutorAddr::NULL, ExecutorAddr::new(u64::MAX)];
+
+fn something(mut addresses: Keys) -> Keys {
+    addresses.retain(|address| !NOTHING.contains(address));
+    addresses
+}
+
 fn reserve_simple((instance, bytes): (ExecutorAddr, u64)) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+    if bytes == 0 {
+        // Controllers reserve that much for objects that have no memory.
+        session(instance)?;
+        return Ok(Ok(ExecutorAddr::NULL));
+    }
     Ok(text(session(instance)?.private.reserve_private(bytes).map(|range| range.start())))
 }
 
@@ -93,15 +119,52 @@ fn simple_allocation(request: FinalizeRequest<'_>) -> Allocation<'_> {
     Allocation { slab: None, segments: request.segments, actions: request.actions }
 }
 
+fn ranges(allocation: &Allocation<'_>) -> Vec<ExecutorAddrRange> {
+    let segments = allocation.segments.iter();
+    segments.filter_map(|segment| ExecutorAddrRange::from_len(segment.addr, segment.size)).collect()
+}
+
 /// Content is copied once, from the message to its place, so these two take their arguments undecoded.
 unsafe extern "C" fn simple_initialize(args: *const u8, size: usize) -> WrapperResult {
     let initialize = |bytes: &[u8]| {
         let (instance, request) = wrap::decode::<(ExecutorAddr, _)>(SIMPLE_INITIALIZE.name(), bytes)?;
-        let keys = session(instance)?.private.initialize(vec![simple_allocation(request)]);
+        let allocation = simple_allocation(request);
+        let ranges = ranges(&allocation);
+        let keys = session(instance)?.private.initialize(vec![allocation]);
+        if keys.is_ok() {
+            ranges.into_iter().for_each(unwind::content_arrived);
+        }
         Ok(text(keys).map(|keys| keys[0]))
     };
     // SAFETY: whoever calls a wrapper function passes `size` bytes.
     unsafe { wrap::call_with_bytes(SIMPLE_INITIALIZE.name(), args, size, initialize) }
+}
+
+/// LLVM 19's: the lowest segment begins at a reservation, which goes if this fails.
+unsafe extern "C" fn simple_finalize(args: *const u8, size: usize) -> WrapperResult {
+    let finalize = |bytes: &[u8]| {
+        let (instance, request) = wrap::decode::<(ExecutorAddr, FinalizeRequest<'_>)>(SIMPLE_FINALIZE.name(), bytes)?;
+        if request.segments.is_empty() && request.actions.is_empty() {
+            session(instance)?;
+            return Ok(SpsError(Ok(())));
+        }
+        let private = &session(instance)?.private;
+        let Some(base) = request.segments.iter().map(|segment| segment.addr).min() else {
+            return Ok(SpsError(Err(Error::NoSegments.to_string())));
+        };
+        let allocation = Allocation { slab: Some(base), ..simple_allocation(request) };
+        let ranges = ranges(&allocation);
+        let finalized = private.initialize(vec![allocation]).map(drop);
+        if finalized.is_ok() {
+            ranges.into_iter().for_each(unwind::content_arrived);
+        } else {
+            // The controller takes it to have gone. If it is no reservation, there is nothing to release.
+            let _ = private.release(&[base]);
+        }
+        Ok(SpsError(text(finalized)))
+    };
+    // SAFETY: whoever calls a wrapper function passes `size` bytes.
+    unsafe { wrap::call_with_bytes(SIMPLE_FINALIZE.name(), args, size, finalize) }
 }
 
 unsafe extern "C" fn simple_initialize_batch(args: *const u8, size: usize) -> WrapperResult {
@@ -115,11 +178,16 @@ unsafe extern "C" fn simple_initialize_batch(args: *const u8, size: usize) -> Wr
 }
 
 fn deinitialize_simple((instance, keys): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
-    Ok(SpsError(text(session(instance)?.private.deinitialize(&keys))))
+    let session = session(instance)?;
+    let mut keys = something(keys);
+    if !session.is_farlink {
+        keys.retain(|&key| session.private.has_allocation(key) || !session.private.is_reserved(key));
+    }
+    Ok(SpsError(text(session.private.deinitialize(&keys))))
 }
 
 fn release_simple((instance, bases): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
-    Ok(SpsError(text(session(instance)?.private.release(&bases))))
+    Ok(SpsError(text(session(instance)?.private.release(&something(bases)))))
 }
 
 /// Adds up both services.

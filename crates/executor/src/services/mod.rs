@@ -2,6 +2,7 @@
 
 mod access;
 mod calls;
+mod debugger;
 mod dispatch;
 mod dylib;
 mod lifecycle;
@@ -22,6 +23,7 @@ pub(crate) fn announce(info: &mut ExecutorInfo, passes_descriptors: bool) {
     calls::announce(info);
     lifecycle::announce(info);
     unwind::announce(info);
+    debugger::announce(info);
     access::announce(info);
     dispatch::announce(info);
 }

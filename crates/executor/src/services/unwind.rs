@@ -4,15 +4,17 @@
 //! sections; where that is in the process, it is the unwinder.
 
 use crate::wrap::{OutOfBand, wrappers};
-use farlink_addr::ExecutorAddrRange;
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_wire::sps::SpsError;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::c_void;
 use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 wrappers! { announce:
     REGISTER_EH_FRAME => register_eh_frame = register;
     DEREGISTER_EH_FRAME => deregister_eh_frame = deregister;
+    REGISTER_EH_FRAME_19 => register_eh_frame_19 = register;
+    DEREGISTER_EH_FRAME_19 => deregister_eh_frame_19 = deregister;
 }
 
 unsafe extern "C" {
@@ -51,6 +53,57 @@ fn sections() -> MutexGuard<'static, HashSet<ExecutorAddrRange>> {
 
 /// Bytes of the zero that ends a section.
 const TERMINATOR_BYTES: u64 = 4;
+
+/// Sections that linked code has registered by itself before their content was there: LLVM 19's runtime does that where
+/// content arrives in messages. libgcc takes no notice of a section that begins with a zero.
+static EMPTY: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+
+fn empty() -> MutexGuard<'static, BTreeSet<u64>> {
+    // Nothing that can panic runs under this lock.
+    EMPTY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What linked code gets for `__register_frame`.
+unsafe extern "C" fn register_frame(begin: *const c_void) {
+    // SAFETY: the caller names memory that is, or is to be, a section of unwind information.
+    if unsafe { begin.cast::<u32>().read_unaligned() } == 0 {
+        empty().insert(begin as u64);
+        return;
+    }
+    // SAFETY: the caller names a section of unwind information.
+    unsafe { functions().0(begin) };
+}
+
+/// What linked code gets for `__deregister_frame`.
+unsafe extern "C" fn deregister_frame(begin: *const c_void) {
+    if empty().remove(&(begin as u64)) {
+        return;
+    }
+    // SAFETY: the caller has registered the section.
+    unsafe { functions().1(begin) };
+}
+
+/// Takes note that `range` has its content now.
+pub(crate) fn content_arrived(range: ExecutorAddrRange) {
+    let waiting: Vec<u64> = {
+        let mut empty = empty();
+        let inside: Vec<_> = empty.range(range.start().as_u64()..range.end().as_u64()).copied().collect();
+        inside.into_iter().filter(|begin| empty.remove(begin)).collect()
+    };
+    for begin in waiting {
+        // SAFETY: linked code has said that this is a section, and its memory has just been finalized, so it is readable.
+        unsafe { register_frame(begin as usize as *const c_void) };
+    }
+}
+
+/// Returns the address of a function that takes the place of the unwinder's own for linked code.
+pub(crate) fn address_of(name: &str) -> Option<ExecutorAddr> {
+    match name {
+        "__register_frame" => Some(ExecutorAddr::new(register_frame as *const () as u64)),
+        "__deregister_frame" => Some(ExecutorAddr::new(deregister_frame as *const () as u64)),
+        _ => None,
+    }
+}
 
 fn register((section,): (ExecutorAddrRange,)) -> Result<SpsError, OutOfBand> {
     if section.start().is_null() || section.len() < TERMINATOR_BYTES {

@@ -172,6 +172,19 @@ impl MemoryService {
         Ok(range)
     }
 
+    /// Returns whether `addr` is in a slab.
+    #[must_use]
+    pub fn is_reserved(&self, addr: ExecutorAddr) -> bool {
+        self.lock().slab_around(ExecutorAddrRange::at(addr), None).is_ok()
+    }
+
+    /// Returns whether `key` is that of an allocation.
+    #[must_use]
+    pub fn has_allocation(&self, key: ExecutorAddr) -> bool {
+        let mut state = self.lock();
+        state.slab_around(ExecutorAddrRange::at(key), None).is_ok_and(|slab| slab.allocations.contains_key(&key))
+    }
+
     /// Returns the mapping behind the slab that `range` is in, for working memory in this process.
     pub(crate) fn mapping_of(&self, range: ExecutorAddrRange) -> Result<Arc<Mapping>, Error> {
         let mut state = self.lock();
