@@ -316,7 +316,7 @@ fn actions(session: &SessionInner, graph: &LinkGraph) -> Result<Vec<ActionPair>,
     }
     // Dealloc actions run in reverse: what the object left for its end may still throw.
     if let Some(dso_handle) = graph.dso_handle() {
-        actions.push(runtime.exits_action(dso_handle)?);
+        actions.extend(runtime.end_actions(&session.memory, dso_handle, &fini_entries(graph))?);
     }
     Ok(actions)
 }
@@ -330,9 +330,8 @@ fn initialize(session: &SessionInner, claim: &Claim, args: &[Blob<'static>]) -> 
     let mut exits = Vec::new();
     for claimed in objects {
         init.extend(claimed.graph.init_arrays());
-        let fini = claimed.graph.fini_arrays();
+        let fini = fini_entries(&claimed.graph);
         if let (Some(dso_handle), false) = (claimed.graph.dso_handle(), fini.is_empty()) {
-            let fini = fini.iter().flat_map(fini_entries).collect();
             exits.push(ObjectExits { dso_handle, fini });
         }
     }
@@ -341,11 +340,14 @@ fn initialize(session: &SessionInner, claim: &Claim, args: &[Blob<'static>]) -> 
     }
     init.sort_by_key(|array| array.priority);
     let init = init.iter().flat_map(InitArray::in_order).collect();
-    runtime.run_initializers(&RunInitializers { init, exits, args: args.to_vec() })
+    runtime.run_initializers(&session.memory, &RunInitializers { init, exits, args: args.to_vec() })
 }
 
-/// The parts of an array of finalizers, which the executor runs last to first.
-fn fini_entries(array: &InitArray) -> impl Iterator<Item = FiniArray> {
-    let priority = array.priority;
-    array.in_order().into_iter().map(move |array| FiniArray { array, priority })
+/// The parts of an object's arrays of finalizers, which the executor runs last to first.
+fn fini_entries(graph: &LinkGraph) -> Vec<FiniArray> {
+    let parts = |array: &InitArray| {
+        let priority = array.priority;
+        array.in_order().into_iter().map(move |array| FiniArray { array, priority }).collect::<Vec<_>>()
+    };
+    graph.fini_arrays().iter().flat_map(parts).collect()
 }

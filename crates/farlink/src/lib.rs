@@ -23,6 +23,7 @@ mod process;
 mod runtime;
 mod session;
 mod stats;
+mod support;
 mod table;
 
 pub use batch::PhaseTimes;

@@ -1,26 +1,34 @@
 //! What a session asks of its executor besides memory: libraries, symbols, initializers and calls.
 
 use crate::Error;
+use crate::support::{FINALIZE, Support};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
-use farlink_rpc::Executor;
+use farlink_mem::MemoryManager;
+use farlink_rpc::{CallError, Executor, Pending};
 use farlink_wire::functions::{
-    DEREGISTER_EH_FRAME, DYLIB_INSTANCE, DYLIB_OPEN, DYLIB_RESOLVE, Expected, READ_BUFFERS, REGISTER_EH_FRAME, RESOLVE,
-    RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS, RUN_PROGRAM, WRITE_BUFFERS,
+    DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19, DYLIB_INSTANCE, DYLIB_LOOKUP, DYLIB_OPEN, DYLIB_RESOLVE, Expected,
+    READ_BUFFERS, REGISTER_EH_FRAME, REGISTER_EH_FRAME_19, RESOLVE, RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS,
+    RUN_PROGRAM, WRITE_BUFFERS,
 };
-use farlink_wire::msg::{ActionPair, LookupName, MainCall, RunInitializers, WrapperFunctionCall};
+use farlink_wire::msg::{ActionPair, FiniArray, LookupName, MainCall, RunInitializers, SymbolDef, WrapperFunctionCall};
 use farlink_wire::sps::SpsError;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Definitions that an executor is asked for.
+type Found = Pending<Result<Expected<Vec<Option<SymbolDef>>>, CallError>>;
 
 pub(crate) struct Runtime {
     executor: Executor,
     /// Handle of the executor's process among its libraries, once asked for.
     process: Mutex<Option<ExecutorAddr>>,
+    /// What an executor that is not ours lacks, once it is needed.
+    support: Mutex<Option<Arc<Support>>>,
 }
 
 impl Runtime {
     pub(crate) fn new(executor: Executor) -> Self {
-        Self { executor, process: Mutex::new(None) }
+        Self { executor, process: Mutex::new(None), support: Mutex::new(None) }
     }
 
     /// Returns how often each function of the executor has been called.
@@ -90,12 +98,20 @@ impl Runtime {
         handles: &[ExecutorAddr],
         names: &[String],
     ) -> Result<Vec<Option<ExecutorAddr>>, Error> {
-        let resolve = self.executor.bind(DYLIB_RESOLVE)?;
         let set: Vec<_> = names.iter().map(|name| LookupName { name: name.clone(), required: false }).collect();
-        let calls: Vec<_> = handles.iter().map(|&handle| resolve.call(&(handle, set.clone()))).collect();
+        let calls: Vec<Found> = if let Ok(resolve) = self.executor.bind(DYLIB_RESOLVE) {
+            handles.iter().map(|&handle| resolve.call(&(handle, set.clone()))).collect()
+        } else {
+            // LLVM 19.
+            let lookup = self.executor.bind(DYLIB_LOOKUP)?;
+            let instance = self.executor.object(DYLIB_INSTANCE)?;
+            let call = |&handle: &ExecutorAddr| lookup.call(&(instance, handle, set.clone()));
+            let some = |definitions: Vec<SymbolDef>| definitions.into_iter().map(Some).collect();
+            handles.iter().map(call).map(|call| call.map(move |answer| answer.map(|found| found.map(some)))).collect()
+        };
         let mut found = vec![None; names.len()];
         for call in calls {
-            let definitions = answer("resolve symbols", call.wait()?)?;
+            let definitions: Vec<Option<SymbolDef>> = answer("resolve symbols", call.wait()?)?;
             for (found, definition) in found.iter_mut().zip(definitions) {
                 *found = found.or(definition.map(|definition| definition.addr).filter(|addr| !addr.is_null()));
             }
@@ -105,21 +121,56 @@ impl Runtime {
 
     /// Returns the actions that register an `.eh_frame` section with the executor's unwinder and remove it again.
     pub(crate) fn eh_frame_actions(&self, section: ExecutorAddrRange) -> Result<ActionPair, Error> {
-        let register = self.executor.bind(REGISTER_EH_FRAME)?.addr();
-        let deregister = self.executor.bind(DEREGISTER_EH_FRAME)?.addr();
+        let either = |name, name_19| self.executor.bind(name).or_else(|_| self.executor.bind(name_19));
+        let register = either(REGISTER_EH_FRAME, REGISTER_EH_FRAME_19)?.addr();
+        let deregister = either(DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19)?.addr();
         Ok(ActionPair {
             finalize: Some(WrapperFunctionCall::new(register, &(section,))),
             dealloc: Some(WrapperFunctionCall::new(deregister, &(section,))),
         })
     }
 
-    /// Returns the action that runs what an object left for its end.
-    pub(crate) fn exits_action(&self, dso_handle: ExecutorAddr) -> Result<ActionPair, Error> {
-        let exits = self.executor.bind(RUN_EXITS)?.addr();
-        Ok(ActionPair { finalize: None, dealloc: Some(WrapperFunctionCall::new(exits, &(dso_handle,))) })
+    /// Returns what an executor that is not ours lacks, or nothing if this one is ours.
+    fn support(&self, memory: &MemoryManager) -> Result<Option<Arc<Support>>, Error> {
+        if self.executor.offers(RUN_EXITS) && self.executor.offers(RUN_INITIALIZERS) {
+            return Ok(None);
+        }
+        if let Some(support) = &*self.support.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(Some(Arc::clone(support)));
+        }
+        let finalize = self.resolve(&[], &[FINALIZE.to_owned()])?[0];
+        let finalize =
+            finalize.ok_or(Error::Refused { operation: "find __cxa_finalize", text: "it has none".to_owned() })?;
+        // Two threads may both make it; one of them is kept, and the other harms nobody.
+        let support = Arc::new(Support::new(memory, finalize)?);
+        *self.support.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&support));
+        Ok(Some(support))
     }
 
-    pub(crate) fn run_initializers(&self, request: &RunInitializers) -> Result<(), Error> {
+    /// Returns the actions that run what an object left for its end: the last runs first.
+    pub(crate) fn end_actions(
+        &self,
+        memory: &MemoryManager,
+        dso_handle: ExecutorAddr,
+        fini: &[FiniArray],
+    ) -> Result<Vec<ActionPair>, Error> {
+        let Some(support) = self.support(memory)? else {
+            let exits = self.executor.bind(RUN_EXITS)?.addr();
+            let dealloc = Some(WrapperFunctionCall::new(exits, &(dso_handle,)));
+            return Ok(vec![ActionPair { finalize: None, dealloc }]);
+        };
+        let mut fini = fini.to_vec();
+        fini.sort_by_key(|array| array.priority);
+        let mut actions: Vec<_> = fini.iter().map(|array| support.fini_action(array.array)).collect();
+        actions.push(support.exits_action(dso_handle));
+        Ok(actions)
+    }
+
+    pub(crate) fn run_initializers(&self, memory: &MemoryManager, request: &RunInitializers) -> Result<(), Error> {
+        if let Some(support) = self.support(memory)? {
+            // What runs at the end are actions there.
+            return request.init.iter().try_for_each(|&array| support.run(&self.executor, array));
+        }
         let SpsError(result) = self.executor.bind(RUN_INITIALIZERS)?.call(request).wait()?;
         answer("run initializers", result)
     }

@@ -62,6 +62,7 @@ impl Fake {
         let mut info = ExecutorInfo { page_size: page_size().bytes(), ..ExecutorInfo::default() };
         let at = |index: u64| ExecutorAddr::new(0x1000 + index);
         info.set_value(PID_KEY, &pid);
+        info.set_value(VERSION_KEY, &FARLINK_VERSION);
         let instance = if self.is_shared { SHARED_INSTANCE } else { SIMPLE_INSTANCE };
         info.bootstrap_symbols.push((instance.to_owned(), INSTANCE));
         if self.is_shared {

@@ -73,9 +73,14 @@ impl Executor {
     /// Fails if the executor does not offer it.
     pub fn bind<Args, Ret>(&self, function: Function<Args, Ret>) -> Result<Callee<Args, Ret>, CallError> {
         let addr = function.find(&self.info).ok_or(CallError::Missing(function.name()))?;
-        let name = function.name();
+        Ok(self.callee(function.name(), addr))
+    }
+
+    /// Returns the function at `addr`, which is called `name` and is not announced: one that has been linked.
+    #[must_use]
+    pub fn callee<Args, Ret>(&self, name: &'static str, addr: ExecutorAddr) -> Callee<Args, Ret> {
         let count = Arc::clone(self.counts().entry(name).or_default());
-        Ok(Callee { name, addr, caller: Arc::clone(&self.caller), count, types: PhantomData })
+        Callee { name, addr, caller: Arc::clone(&self.caller), count, types: PhantomData }
     }
 
     fn counts(&self) -> MutexGuard<'_, BTreeMap<&'static str, Arc<AtomicU64>>> {

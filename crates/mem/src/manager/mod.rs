@@ -230,6 +230,9 @@ impl Inner {
 
     /// Returns how much to reserve for a request that no reservation has room for.
     fn wanted_bytes(&self, request: &Request) -> u64 {
+        if self.mapper.is_exclusive() {
+            return request.reserve_bytes(0, self.page_size);
+        }
         let usual = request.reserve_bytes(self.reservation_bytes, self.page_size);
         // Where earlier reservations have stripes, the next one has.
         let is_striped = self.lock().reservations.values().any(Reservation::is_striped);
@@ -239,9 +242,7 @@ impl Inner {
     /// Makes what was allocated ready for others, and gives it back.
     fn free(&self, allocations: impl IntoIterator<Item = (Place, Vec<(AllocGroup, ExecutorAddrRange)>)>) {
         for (place, segments) in allocations {
-            if place.is_striped {
-                self.mapper.recycle(&segments);
-            }
+            self.mapper.recycle(&segments);
             self.give(&place);
         }
     }
@@ -273,7 +274,11 @@ impl Inner {
     /// Takes what a request needs from the first reservation that has it.
     fn take(self: &Arc<Self>, request: &Request) -> Option<Taken> {
         let mut state = self.lock();
+        let is_exclusive = self.mapper.is_exclusive();
         let found = state.reservations.iter_mut().find_map(|(&base, reservation)| {
+            if is_exclusive && reservation.live > 0 {
+                return None;
+            }
             let ranges = reservation.take(request)?;
             let requested_bytes = request.requested_bytes();
             Some(Place { reservation: base, ranges, is_striped: reservation.is_striped(), requested_bytes })

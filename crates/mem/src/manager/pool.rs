@@ -16,7 +16,7 @@ pub(super) struct State {
 
 impl State {
     /// Gives back a place. If that leaves a second reservation without allocations, takes it out to be released.
-    fn give(&mut self, place: &Place) -> Option<ExecutorAddr> {
+    fn give(&mut self, place: &Place, is_exclusive: bool) -> Option<ExecutorAddr> {
         // An allocation of another manager has no place here.
         let reservation = self.reservations.get_mut(&place.reservation)?;
         if !place.ranges.iter().all(|&range| reservation.range.contains_range(range)) {
@@ -26,8 +26,9 @@ impl State {
         self.requested_bytes -= place.requested_bytes;
         reservation.give(&place.ranges);
         // One is kept, so that a program that links and removes by turns does not reserve each time.
-        let is_spare = reservation.live == 0
-            && self.reservations.iter().any(|(&base, other)| other.live == 0 && base != place.reservation);
+        let mut others = self.reservations.iter().filter(|&(&base, _)| base != place.reservation);
+        let is_empty = self.reservations.get(&place.reservation).is_some_and(|reservation| reservation.live == 0);
+        let is_spare = is_empty && (is_exclusive || others.any(|(_, other)| other.live == 0));
         if !is_spare {
             return None;
         }
@@ -40,7 +41,7 @@ impl Inner {
     pub(super) fn give(&self, place: &Place) {
         let (spare, stale) = {
             let mut state = self.lock();
-            let spare = state.give(place);
+            let spare = state.give(place, self.mapper.is_exclusive());
             (spare, state.reservations.get_mut(&place.reservation).map(Reservation::stale).unwrap_or_default())
         };
         if let Some(base) = spare {

@@ -58,6 +58,12 @@ pub trait MemoryMapper: Send + Sync {
         Vec::new()
     }
 
+    /// Returns whether a reservation is for one allocation, which begins where it begins and ends it when it is
+    /// deallocated: all that some executors offer.
+    fn is_exclusive(&self) -> bool {
+        false
+    }
+
     /// Reserves at least `bytes` for buffers: memory that both processes read and write for as long as they like, and that
     /// children of the executor share. Nothing in it is finalized.
     ///
@@ -79,8 +85,8 @@ pub trait MemoryMapper: Send + Sync {
         Pending::ready(Ok(MapperUsage::default()))
     }
 
-    /// Makes ranges of stripes or buffers, which have been deallocated or were never finalized, ready for others: data is
-    /// zero, and code is instructions that trap. For other reservations, deallocating has done it.
+    /// Makes ranges that have been deallocated or were never finalized ready for others, as far as that has not been done:
+    /// data is zero, and code in stripes is instructions that trap.
     fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
         let _ = segments;
     }

@@ -7,8 +7,8 @@ use crate::{Error, WorkingMemory};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, PageSize};
 use farlink_rpc::{CallError, Callee, Executor, Pending};
 use farlink_wire::functions::{
-    Expected, MEMORY_USAGE, SIMPLE_DEINITIALIZE, SIMPLE_INITIALIZE, SIMPLE_INITIALIZE_BATCH, SIMPLE_INSTANCE,
-    SIMPLE_RELEASE, SIMPLE_RESERVE,
+    Expected, MEMORY_USAGE, SIMPLE_DEALLOCATE, SIMPLE_DEINITIALIZE, SIMPLE_FINALIZE, SIMPLE_INITIALIZE,
+    SIMPLE_INITIALIZE_BATCH, SIMPLE_INSTANCE, SIMPLE_RELEASE, SIMPLE_RESERVE, VERSION_KEY,
 };
 use farlink_wire::msg::{FinalizeRequest as Message, MemoryUsage, Segment};
 use farlink_wire::sps::{Encode, SpsError, to_bytes};
@@ -26,12 +26,40 @@ struct Inner {
     page_size: PageSize,
     instance: ExecutorAddr,
     reserve: Callee<(ExecutorAddr, u64), Expected<ExecutorAddr>>,
-    initialize: Callee<(ExecutorAddr, Message<'static>), Expected<ExecutorAddr>>,
-    initialize_batch: Option<InitializeBatch>,
-    deinitialize: Callee<(ExecutorAddr, Vec<ExecutorAddr>), SpsError>,
     release: Callee<(ExecutorAddr, Vec<ExecutorAddr>), SpsError>,
+    dialect: Dialect,
     usage: Option<Callee<(ExecutorAddr,), Expected<MemoryUsage>>>,
     reservations: Mutex<Reservations<()>>,
+}
+
+/// What an executor can do with what it has reserved.
+enum Dialect {
+    /// Finalize any part of it, and end that again.
+    Parts {
+        initialize: Callee<(ExecutorAddr, Message<'static>), Expected<ExecutorAddr>>,
+        initialize_batch: Option<InitializeBatch>,
+        deinitialize: Callee<(ExecutorAddr, Vec<ExecutorAddr>), SpsError>,
+    },
+    /// LLVM 22: the same, but what has ended cannot be finalized again, so a reservation is used for one allocation.
+    Once { initialize: Callee<(ExecutorAddr, Message<'static>), Expected<ExecutorAddr>> },
+    /// LLVM 19: finalize what begins where it begins, once; it ends with that, and also if that fails.
+    Whole { finalize: Callee<(ExecutorAddr, Message<'static>), SpsError> },
+}
+
+impl Dialect {
+    fn of(executor: &Executor) -> Result<Self, Error> {
+        if let (false, Ok(finalize)) = (executor.offers(SIMPLE_INITIALIZE), executor.bind(SIMPLE_FINALIZE)) {
+            return Ok(Self::Whole { finalize });
+        }
+        if executor.info().value(VERSION_KEY).is_none() {
+            return Ok(Self::Once { initialize: executor.bind(SIMPLE_INITIALIZE)? });
+        }
+        Ok(Self::Parts {
+            initialize: executor.bind(SIMPLE_INITIALIZE)?,
+            initialize_batch: executor.bind(SIMPLE_INITIALIZE_BATCH).ok(),
+            deinitialize: executor.bind(SIMPLE_DEINITIALIZE)?,
+        })
+    }
 }
 
 impl RemoteMapper {
@@ -45,10 +73,8 @@ impl RemoteMapper {
             page_size: executor.page_size(),
             instance: executor.object(SIMPLE_INSTANCE)?,
             reserve: executor.bind(SIMPLE_RESERVE)?,
-            initialize: executor.bind(SIMPLE_INITIALIZE)?,
-            initialize_batch: executor.bind(SIMPLE_INITIALIZE_BATCH).ok(),
-            deinitialize: executor.bind(SIMPLE_DEINITIALIZE)?,
-            release: executor.bind(SIMPLE_RELEASE)?,
+            release: executor.bind(SIMPLE_RELEASE).or_else(|_| executor.bind(SIMPLE_DEALLOCATE))?,
+            dialect: Dialect::of(executor)?,
             usage: executor.bind(MEMORY_USAGE).ok(),
             reservations: Mutex::default(),
         };
@@ -81,13 +107,38 @@ impl Inner {
     fn finalize_one_by_one(
         self: &Arc<Self>,
         requests: &[FinalizeRequest],
+        wanted: Vec<ExecutorAddr>,
     ) -> Pending<Result<Vec<ExecutorAddr>, Error>> {
         let encode = |request: &FinalizeRequest| to_bytes(&(self.instance, Outgoing(request)));
-        let calls: Vec<_> = requests.iter().map(|request| self.initialize.call_encoded(encode(request))).collect();
+        let finalize = |(request, key): (&FinalizeRequest, ExecutorAddr)| match &self.dialect {
+            Dialect::Parts { initialize, .. } | Dialect::Once { initialize } => {
+                initialize.call_encoded(encode(request))
+            }
+            Dialect::Whole { finalize } => finalize
+                .call_encoded(encode(request))
+                .map(move |answer| answer.map(|SpsError(result)| result.map(|()| key))),
+        };
+        let calls: Vec<_> = requests.iter().zip(wanted).map(finalize).collect();
         let inner = Arc::clone(self);
         super::undo_unless_all(calls, move |keys| {
-            let _ = inner.deinitialize.call(&(inner.instance, keys)).wait();
+            let _ = inner.end(keys).wait();
         })
+    }
+
+    /// Ends allocations.
+    fn end(&self, keys: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {
+        let call = match &self.dialect {
+            Dialect::Parts { deinitialize, .. } => deinitialize.call(&(self.instance, keys)),
+            Dialect::Once { .. } | Dialect::Whole { .. } => {
+                // Their reservations end with them.
+                let mut reservations = self.lock();
+                for key in &keys {
+                    let _ = reservations.remove(std::slice::from_ref(key));
+                }
+                self.release.call(&(self.instance, keys))
+            }
+        };
+        call.map(|answer| answer?.0.map_err(refused("deallocate memory")))
     }
 }
 
@@ -142,20 +193,23 @@ impl MemoryMapper for RemoteMapper {
             Err(error) => return Pending::ready(Err(error)),
         };
         let inner = &self.inner;
-        let keys = match &inner.initialize_batch {
-            Some(batch) => {
+        let keys = match &inner.dialect {
+            Dialect::Parts { initialize_batch: Some(batch), .. } => {
                 let requests: Vec<_> = allocations.iter().map(Outgoing).collect();
                 let call = batch.call_encoded(to_bytes(&(inner.instance, requests)));
                 call.map(|answer| answer?.map_err(refused("finalize memory")))
             }
-            None => inner.finalize_one_by_one(&allocations),
+            _ => inner.finalize_one_by_one(&allocations, wanted.clone()),
         };
         keys.map(move |keys| check_keys(keys?, &wanted))
     }
 
     fn deallocate(&self, keys: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {
-        let call = self.inner.deinitialize.call(&(self.inner.instance, keys));
-        call.map(|answer| answer?.0.map_err(refused("deallocate memory")))
+        self.inner.end(keys)
+    }
+
+    fn is_exclusive(&self) -> bool {
+        !matches!(self.inner.dialect, Dialect::Parts { .. })
     }
 
     fn release(&self, bases: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {

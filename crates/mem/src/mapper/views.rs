@@ -88,7 +88,7 @@ impl View {
     /// Makes a part of it ready for another allocation.
     fn recycle(&self, offset: u64, bytes: u64, group: AllocGroup, page_size: PageSize) {
         let (start, end) = (offset, offset + bytes);
-        let is_code = group.prot.contains(MemProt::EXEC);
+        let is_code = group.prot.contains(MemProt::EXEC) && !self.stripes.is_empty();
         // Large ranges of data give their whole pages back to the system, and only the edges are written. Code is filled
         // in any case: a page of zeros would not trap.
         let pages = page_size.round_up(start).zip(Some(page_size.align().align_down(end)));
