@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Farlink, WAYS, available, compile, native, tool};
+use common::{Farlink, WAYS, available, compile, native, tool, ways_of_llvm};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,6 +29,10 @@ fn same_as_native(objects: &[PathBuf], libraries: &[&str], args: &[&str]) -> com
     let expected = native("cc", objects, libraries, args, b"");
     for way in WAYS {
         let run = Farlink::new().arg("run").args(way).args(objects).args(libraries).arg("--").args(args);
+        assert_eq!(run.output(), expected, "{way:?}");
+    }
+    for way in ways_of_llvm("same_as_native") {
+        let run = Farlink::new().arg("run").args(&way).args(objects).args(libraries).arg("--").args(args);
         assert_eq!(run.output(), expected, "{way:?}");
     }
     expected

@@ -316,14 +316,19 @@ impl Library {
         let call = self.main_call(entry, args)?;
         let session = &self.inner.session;
         let runtime = session.runtime()?;
+        let ended = |error: Error| match (&error, session.process_end()) {
+            // Once the program runs, the executor's end is the program's.
+            (Error::Call(farlink_rpc::CallError::Disconnected(_)), Some(status)) => Ok(status),
+            _ => Err(error),
+        };
         if session.owns_process() && runtime.can_run_programs() {
             let Err(error) = runtime.run_program(&call);
-            return match (&error, session.process_end()) {
-                (Error::Call(farlink_rpc::CallError::Disconnected(_)), Some(status)) => Ok(status),
-                _ => Err(error),
-            };
+            return ended(error);
         }
-        let result = runtime.run_as_main(&call).map_err(|error| session.explain(error))?;
+        let result = match runtime.run_as_main(&call) {
+            Ok(result) => result,
+            Err(error) => return ended(error),
+        };
         // The wait status of a process that exited has its exit status in bits 8 to 15.
         Ok(std::os::unix::process::ExitStatusExt::from_raw((result as i32 & 0xff) << 8))
     }

@@ -23,6 +23,19 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Ways to run a program, each of which has to give the same results.
 pub(crate) const WAYS: [&[&str]; 4] = [&[], &["--memory", "posix"], &["--memory", "remote"], &["--in-process"]];
 
+/// Ways to run a program in LLVM's executors, as far as they are installed.
+pub(crate) fn ways_of_llvm(test: &str) -> Vec<Vec<String>> {
+    let mut ways = Vec::new();
+    for version in [19, 22] {
+        let executor = format!("/usr/lib/llvm-{version}/bin/llvm-jitlink-executor");
+        if available(test, &executor) {
+            let way = |memory: &str| ["--executor", &executor, "--memory", memory].map(str::to_owned).to_vec();
+            ways.extend([way("posix"), way("remote")]);
+        }
+    }
+    ways
+}
+
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }

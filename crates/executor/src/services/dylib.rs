@@ -61,13 +61,15 @@ fn check(handle: ExecutorAddr) -> Result<*mut c_void, String> {
 }
 
 /// Returns the address of a symbol in the library that was given this handle.
-///
-/// C++ code expects the C++ library in its process, and LLVM's runtime for linked code is C++: it is opened when the
-/// first name of C++ is missing.
 fn find(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
+    unwind::address_of(name).or_else(|| debugger::address_of(name)).or_else(|| find_exported(handle, name))
+}
+
+/// As [`find`], for LLVM's controllers. LLVM's own executor is a C++ program, and what is linked into it, LLVM's runtime
+/// for linked code first, relies on the C++ library in its process: it is opened when the first name of C++ is missing.
+fn find_for_llvm(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
     static OPEN_CXX: Once = Once::new();
-    let own = unwind::address_of(name).or_else(|| debugger::address_of(name));
-    let found = own.or_else(|| find_now(handle, name));
+    let found = find(handle, name);
     if found.is_some() || !(name.starts_with("_Z") || name.starts_with("__cxa_") || name.starts_with("__gxx_")) {
         return found;
     }
@@ -75,10 +77,10 @@ fn find(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
         // SAFETY: the name is a C string. Where there is no such library, nothing changes.
         unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
     });
-    find_now(handle, name)
+    find_exported(handle, name)
 }
 
-fn find_now(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
+fn find_exported(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
     let name = CString::new(name).ok()?;
     // SAFETY: the handle is one that dlopen gave (`check`) and that is never closed; the name is a C string.
     let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
@@ -93,7 +95,7 @@ fn resolve_one((handle, names): (ExecutorAddr, Vec<LookupName>)) -> Result<Expec
         Ok(handle) => handle,
         Err(text) => return Ok(Err(text)),
     };
-    let resolve = |name: LookupName| match find(handle, &name.name) {
+    let resolve = |name: LookupName| match find_for_llvm(handle, &name.name) {
         _ if name.name.is_empty() => None,
         Some(address) => Some(SymbolDef::exported(address)),
         None if name.required => None,
@@ -111,7 +113,7 @@ fn look_up(
         Ok(handle) => handle,
         Err(text) => return Ok(Err(text)),
     };
-    let definition = |LookupName { name, required }: LookupName| match find(handle, &name) {
+    let definition = |LookupName { name, required }: LookupName| match find_for_llvm(handle, &name) {
         Some(address) => Ok(SymbolDef::exported(address)),
         None if required => Err(format!("Missing definition for {name}")),
         None => Ok(SymbolDef::exported(ExecutorAddr::NULL)),

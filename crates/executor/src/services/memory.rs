@@ -1,6 +1,6 @@
 //! Memory: ranges that the controller shares (POSIX shared memory), and private ones whose content arrives in messages.
 
-use crate::registry::session;
+use crate::registry::{Session, session};
 use crate::services::unwind;
 use crate::wrap::{self, OutOfBand, wrappers};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
@@ -86,7 +86,7 @@ fn initialize_shared_batch(
 
 fn deinitialize_shared((instance, keys): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
     let session = session(instance)?;
-    let mut keys = something(keys);
+    let mut keys = something(&session, keys);
     if !session.is_farlink {
         // LLVM's controllers also deinitialize what they have abandoned and never initialized.
         keys.retain(|&key| session.shared.has_allocation(key) || !session.shared.is_reserved(key));
@@ -101,8 +101,10 @@ fn release_shared((instance, bases): (ExecutorAddr, Keys)) -> Result<SpsError, O
 /// What LLVM takes nothing to be: a reservation of no bytes, and an allocation without segments.
 const NOTHING: [ExecutorAddr; 2] = [ExecutorAddr::NULL, ExecutorAddr::new(u64::MAX)];
 
-fn something(mut addresses: Keys) -> Keys {
-    addresses.retain(|address| !NOTHING.contains(address));
+fn something(session: &Session, mut addresses: Keys) -> Keys {
+    if !session.is_farlink {
+        addresses.retain(|address| !NOTHING.contains(address));
+    }
     addresses
 }
 
@@ -179,7 +181,7 @@ unsafe extern "C" fn simple_initialize_batch(args: *const u8, size: usize) -> Wr
 
 fn deinitialize_simple((instance, keys): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
     let session = session(instance)?;
-    let mut keys = something(keys);
+    let mut keys = something(&session, keys);
     if !session.is_farlink {
         keys.retain(|&key| session.private.has_allocation(key) || !session.private.is_reserved(key));
     }
@@ -187,7 +189,9 @@ fn deinitialize_simple((instance, keys): (ExecutorAddr, Keys)) -> Result<SpsErro
 }
 
 fn release_simple((instance, bases): (ExecutorAddr, Keys)) -> Result<SpsError, OutOfBand> {
-    Ok(SpsError(text(session(instance)?.private.release(&something(bases)))))
+    let session = session(instance)?;
+    let bases = something(&session, bases);
+    Ok(SpsError(text(session.private.release(&bases))))
 }
 
 /// Adds up both services.
