@@ -116,13 +116,14 @@ fn for_each_mapper(test: impl Fn(&Subject<'_>)) {
     let local = farlink_executor::local();
     test(&Subject { name: "in-process, striped", mapper: &InProcessMapper::new(), executor: &local });
     test(&Subject { name: "in-process, paged", mapper: &InProcessMapper::page_by_page(), executor: &local });
-    for name in ["shared, striped", "shared, paged", "posix", "remote"] {
+    for name in ["shared, striped", "shared, paged", "posix, striped", "posix, paged", "remote"] {
         let process = Process::spawn();
         let executor = &process.executor;
         let mapper: Box<dyn MemoryMapper> = match name {
             "shared, striped" => Box::new(SharedMemoryMapper::new(executor).unwrap()),
             "shared, paged" => Box::new(SharedMemoryMapper::page_by_page(executor).unwrap()),
-            "posix" => Box::new(SharedMemoryMapper::posix(executor).unwrap()),
+            "posix, striped" => Box::new(SharedMemoryMapper::posix(executor).unwrap()),
+            "posix, paged" => Box::new(SharedMemoryMapper::posix_page_by_page(executor).unwrap()),
             _ => Box::new(RemoteMapper::new(executor).unwrap()),
         };
         test(&Subject { name, mapper: &*mapper, executor });

@@ -35,7 +35,7 @@ const ROLE: &str = "FARLINK_FAULTS_ROLE";
 
 const RESERVATION: u64 = 1 << 20;
 
-const MAPPERS: [&str; 4] = ["striped", "paged", "posix", "remote"];
+const MAPPERS: [&str; 5] = ["striped", "paged", "posix", "posix-paged", "remote"];
 
 fn role() -> Option<Vec<String>> {
     Some(std::env::var(ROLE).ok()?.split(' ').map(str::to_owned).collect())
@@ -108,6 +108,7 @@ impl Peer {
             "striped" => Arc::new(SharedMemoryMapper::new(&self.executor)?),
             "paged" => Arc::new(SharedMemoryMapper::page_by_page(&self.executor)?),
             "posix" => Arc::new(SharedMemoryMapper::posix(&self.executor)?),
+            "posix-paged" => Arc::new(SharedMemoryMapper::posix_page_by_page(&self.executor)?),
             _ => Arc::new(RemoteMapper::new(&self.executor)?),
         })
     }

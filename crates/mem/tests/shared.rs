@@ -348,9 +348,30 @@ fn the_manager_over_an_executor() {
         assert_eq!((read(finalized[0].key()), read(data.start())), (0x90, 0x90));
         assert_eq!(read(data.end().checked_sub(1).unwrap()), 0);
         manager.deallocate(finalized).wait().unwrap();
-        assert_eq!(fake.names_called(), ["reserve", "initialize_batch", "deinitialize"]);
+        // Stripes are made once; what has no actions is then nobody's business.
+        let expected =
+            if is_shared { &["reserve", "initialize"][..] } else { &["reserve", "initialize_batch", "deinitialize"] };
+        assert_eq!(fake.names_called(), expected);
         drop(manager);
         assert_eq!(fake.names_called().last(), Some(&"release"));
+        assert_eq!(held(), NOTHING);
+    }
+}
+
+/// An executor that does not make stripes as it is told to gives no reservation, and nothing is left of it.
+#[test]
+fn stripes_that_are_not_made() {
+    let _serial = begin();
+    for (answer, expected) in [
+        (Answer::Keys(|_| vec![ExecutorAddr::new(0x5000)]), "instead of"),
+        (Answer::Garbage, "cannot be decoded"),
+        (Answer::Refuse, "protect stripes"),
+        (Answer::Disconnect, "connection"),
+    ] {
+        let fake = Fake::new(true, vec![Answer::Truth, answer]);
+        let error = fake.mapper(true).reserve(1 << 20).wait().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(fake.names_called(), ["reserve", "initialize", "release"]);
         assert_eq!(held(), NOTHING);
     }
 }

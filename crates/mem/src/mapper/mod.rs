@@ -1,6 +1,8 @@
 //! The seam between linking and address spaces.
 
 mod in_process;
+mod key_pages;
+mod posix;
 mod remote;
 mod shared;
 mod views;

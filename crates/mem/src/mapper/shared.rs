@@ -3,27 +3,29 @@
 //! Between farlink's own ends this process makes an object without a name and sends its descriptor. Otherwise the
 //! executor makes a POSIX shared memory object, and this process opens it and removes its name.
 
-use super::views::{Told, View, Views, buffers, divide};
+use super::key_pages::KeyPages;
+use super::posix::{attach, take, unlink_orphans};
+use super::views::{Told, Undo, View, Views, buffers, divide};
 use super::{
-    FinalizeRequest, MapperUsage, MemoryMapper, StripeRange, bad_answer, check_keys, check_reserved, executor_usage,
-    refused,
+    FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, StripeRange, check_keys, check_reserved,
+    executor_usage, refused,
 };
 use crate::service::nameless_error;
 use crate::sys::SharedObject;
 use crate::{Error, WorkingMemory};
-use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, PageSize};
+use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_rpc::{CallError, Callee, Executor, Pending};
 use farlink_wire::functions::{
     Expected, MEMORY_USAGE, PID_KEY, SHARED_DEINITIALIZE, SHARED_INITIALIZE, SHARED_INITIALIZE_BATCH, SHARED_INSTANCE,
-    SHARED_MAP, SHARED_RELEASE, SHARED_RESERVE,
+    SHARED_MAP, SHARED_RELEASE, SHARED_RESERVE, VERSION_KEY,
 };
 use farlink_wire::msg::{MemoryUsage, SharedFinalizeRequest, SharedSegment, Stripe};
 use farlink_wire::sps::{SpsError, from_bytes, to_bytes};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Longest name of a shared memory object in bytes: what a file system takes.
-const MAX_NAME_BYTES: usize = 255;
+/// Bytes of a reservation for key pages.
+const KEY_PAGES_BYTES: u64 = 64 << 20;
 
 /// Maps memory that an executor on the same machine shares.
 pub struct SharedMemoryMapper {
@@ -31,12 +33,15 @@ pub struct SharedMemoryMapper {
 }
 
 type Keys = Vec<ExecutorAddr>;
+type MapObject = Callee<(ExecutorAddr, u64, u64, Vec<Stripe>), Expected<ExecutorAddr>>;
 type InitializeBatch = Callee<(ExecutorAddr, Vec<(ExecutorAddr, SharedFinalizeRequest)>), Expected<Keys>>;
 
 struct Inner {
     page_size: PageSize,
     instance: ExecutorAddr,
     backing: Backing,
+    /// Whether reservations for linked code have stripes.
+    is_striped: bool,
     initialize: Callee<(ExecutorAddr, ExecutorAddr, SharedFinalizeRequest), Expected<ExecutorAddr>>,
     initialize_batch: Option<InitializeBatch>,
     deinitialize: Callee<(ExecutorAddr, Keys), SpsError>,
@@ -48,15 +53,14 @@ struct Inner {
 /// Where the memory of a reservation comes from.
 enum Backing {
     /// This process makes an object without a name and sends its descriptor.
-    Nameless {
-        executor: Executor,
-        map: Callee<(ExecutorAddr, u64, u64, Vec<Stripe>), Expected<ExecutorAddr>>,
-        /// Whether reservations have stripes.
-        is_striped: bool,
-    },
-    /// The executor makes a POSIX shared memory object.
+    Nameless { executor: Executor, map: MapObject },
+    /// The executor makes a POSIX shared memory object, and stripes in it by finalizing an allocation of which they are
+    /// the segments.
     Named {
         reserve: Callee<(ExecutorAddr, u64), Expected<(ExecutorAddr, String)>>,
+        key_pages: KeyPages,
+        /// Whether memory is readable and writable from the beginning: LLVM's executors let nobody access it.
+        reserves_writable: bool,
         /// The executor's process id, if it says; its shared memory objects are called after it.
         pid: Option<u64>,
         /// Number of reservations asked for.
@@ -64,9 +68,18 @@ enum Backing {
     },
 }
 
+impl Backing {
+    fn key_pages(&self) -> Option<&KeyPages> {
+        match self {
+            Self::Named { key_pages, .. } => Some(key_pages),
+            Self::Nameless { .. } => None,
+        }
+    }
+}
+
 impl SharedMemoryMapper {
-    /// Returns a mapper for the executor's shared memory service: over memory without a name, in stripes, if the
-    /// connection passes descriptors, else over POSIX shared memory, page by page.
+    /// Returns a mapper for the executor's shared memory service: over memory without a name if the connection
+    /// passes descriptors, else over POSIX shared memory; in stripes.
     ///
     /// # Errors
     ///
@@ -75,7 +88,7 @@ impl SharedMemoryMapper {
         Self::nameless(executor, true)
     }
 
-    /// As [`Self::new`], but page by page in any case: each allocation's pages are protected when it is finalized.
+    /// As [`Self::new`], but page by page: each allocation's pages are protected when it is finalized.
     ///
     /// # Errors
     ///
@@ -86,8 +99,8 @@ impl SharedMemoryMapper {
 
     fn nameless(executor: &Executor, is_striped: bool) -> Result<Self, Error> {
         match executor.bind(SHARED_MAP) {
-            Ok(map) => Self::with_backing(executor, Backing::Nameless { executor: executor.clone(), map, is_striped }),
-            Err(_) => Self::posix(executor),
+            Ok(map) => Self::with_backing(executor, Backing::Nameless { executor: executor.clone(), map }, is_striped),
+            Err(_) => Self::named(executor, is_striped),
         }
     }
 
@@ -97,16 +110,33 @@ impl SharedMemoryMapper {
     ///
     /// Fails if the executor has no such service.
     pub fn posix(executor: &Executor) -> Result<Self, Error> {
-        let pid = executor.info().value(PID_KEY).and_then(|pid| from_bytes(pid).ok());
-        let reserve = executor.bind(SHARED_RESERVE)?;
-        Self::with_backing(executor, Backing::Named { reserve, pid, asked: AtomicU64::new(0) })
+        Self::named(executor, true)
     }
 
-    fn with_backing(executor: &Executor, backing: Backing) -> Result<Self, Error> {
+    /// As [`Self::posix`], but page by page: each allocation's pages are protected when it is finalized.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the executor has no such service.
+    pub fn posix_page_by_page(executor: &Executor) -> Result<Self, Error> {
+        Self::named(executor, false)
+    }
+
+    fn named(executor: &Executor, is_striped: bool) -> Result<Self, Error> {
+        let pid = executor.info().value(PID_KEY).and_then(|pid| from_bytes(pid).ok());
+        let reserve = executor.bind(SHARED_RESERVE)?;
+        let key_pages = KeyPages::new(executor.page_size());
+        let reserves_writable = executor.info().value(VERSION_KEY).is_some();
+        let backing = Backing::Named { reserve, key_pages, reserves_writable, pid, asked: AtomicU64::new(0) };
+        Self::with_backing(executor, backing, is_striped)
+    }
+
+    fn with_backing(executor: &Executor, backing: Backing, is_striped: bool) -> Result<Self, Error> {
         let inner = Inner {
             page_size: executor.page_size(),
             instance: executor.object(SHARED_INSTANCE)?,
             backing,
+            is_striped,
             initialize: executor.bind(SHARED_INITIALIZE)?,
             initialize_batch: executor.bind(SHARED_INITIALIZE_BATCH).ok(),
             deinitialize: executor.bind(SHARED_DEINITIALIZE)?,
@@ -119,6 +149,12 @@ impl SharedMemoryMapper {
 }
 
 impl Inner {
+    /// Returns `bytes` in whole pages, if there are any.
+    fn whole_pages(&self, bytes: u64) -> Result<u64, Error> {
+        let rounded = self.page_size.round_up(bytes).filter(|&bytes| bytes != 0);
+        rounded.ok_or(Error::BadSize { what: "reserved", bytes })
+    }
+
     /// Takes the executor's answer to a reserve call: the base, and the object behind the reservation or why there is
     /// none.
     fn reserved(&self, bytes: u64, base: ExecutorAddr, view: Result<View, Error>) -> Result<ExecutorAddrRange, Error> {
@@ -134,49 +170,142 @@ impl Inner {
         attached
     }
 
-    /// Reserves at least `bytes`, in the stripes that `stripes` gives for a size: if memory has no name, and whether
-    /// reservations for linked code have stripes.
+    /// Reserves `bytes`, whole pages, in these stripes if there are any.
     fn reserve(
         self: &Arc<Self>,
-        bytes: u64,
-        stripes: impl FnOnce(u64, bool) -> Vec<Stripe>,
+        bytes: Result<u64, Error>,
+        stripes: impl FnOnce(u64) -> Vec<Stripe>,
     ) -> Pending<Result<ExecutorAddrRange, Error>> {
-        let inner = Arc::clone(self);
-        let Some(rounded) = self.page_size.round_up(bytes).filter(|&bytes| bytes != 0) else {
-            return Pending::ready(Err(Error::BadSize { what: "reserved", bytes }));
+        let reserve = |bytes| {
+            let stripes = stripes(bytes);
+            match &self.backing {
+                Backing::Nameless { executor, map } => self.reserve_nameless(bytes, stripes, executor, map),
+                Backing::Named { reserve, asked, .. } => {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    let inner = Arc::clone(self);
+                    Ok(reserve.call(&(self.instance, bytes)).map(move |answer| {
+                        let range = inner.reserved_named(bytes, stripes.clone(), answer)?;
+                        inner.protect(range, &stripes).inspect_err(|_| inner.unreserve(range)).map(|()| range)
+                    }))
+                }
+            }
         };
-        match &self.backing {
-            Backing::Nameless { executor, map, is_striped } => {
-                let stripes = stripes(rounded, *is_striped);
-                let sent = make(rounded, stripes.clone()).and_then(|view| {
-                    let descriptor = view.object.as_ref().map(SharedObject::as_fd);
-                    let tag = executor.send_descriptor(descriptor.expect("it has just been made"))?;
-                    Ok((view, map.call(&(self.instance, tag, rounded, stripes))))
-                });
-                let (view, call) = match sent {
-                    Ok(sent) => sent,
-                    Err(error) => return Pending::ready(Err(error)),
-                };
-                call.map(move |answer| {
-                    let base = answer?.map_err(refused("map shared memory"))?;
-                    inner.reserved(rounded, base, Ok(view))
-                })
-            }
-            Backing::Named { reserve, asked, .. } => {
-                asked.fetch_add(1, Ordering::Relaxed);
-                reserve.call(&(self.instance, bytes)).map(move |answer| {
-                    if let (Err(CallError::Disconnected(_)), Backing::Named { pid, asked, .. }) =
-                        (&answer, &inner.backing)
-                    {
-                        unlink_orphans(*pid, asked.load(Ordering::Relaxed));
-                    }
-                    let (base, name) = answer?.map_err(refused("reserve shared memory"))?;
-                    // The object comes first: its name has to go whatever else is wrong.
-                    let view = take(&name).and_then(|object| attach(object, &name, rounded));
-                    inner.reserved(rounded, base, view)
-                })
-            }
+        bytes.and_then(reserve).unwrap_or_else(|error| Pending::ready(Err(error)))
+    }
+
+    fn reserve_nameless(
+        self: &Arc<Self>,
+        bytes: u64,
+        stripes: Vec<Stripe>,
+        executor: &Executor,
+        map: &MapObject,
+    ) -> Result<Pending<Result<ExecutorAddrRange, Error>>, Error> {
+        let view = make(bytes, stripes.clone())?;
+        let descriptor = view.object.as_ref().map(SharedObject::as_fd);
+        let tag = executor.send_descriptor(descriptor.expect("it has just been made"))?;
+        let inner = Arc::clone(self);
+        Ok(map.call(&(self.instance, tag, bytes, stripes)).map(move |answer| {
+            let base = answer?.map_err(refused("map shared memory"))?;
+            inner.reserved(bytes, base, Ok(view))
+        }))
+    }
+
+    fn reserved_named(
+        &self,
+        bytes: u64,
+        stripes: Vec<Stripe>,
+        answer: Result<Expected<(ExecutorAddr, String)>, CallError>,
+    ) -> Result<ExecutorAddrRange, Error> {
+        if let (Err(CallError::Disconnected(_)), Backing::Named { pid, asked, .. }) = (&answer, &self.backing) {
+            unlink_orphans(*pid, asked.load(Ordering::Relaxed));
         }
+        let (base, name) = answer?.map_err(refused("reserve shared memory"))?;
+        // The object comes first: its name has to go whatever else is wrong.
+        let view = take(&name).and_then(|object| attach(object, &name, bytes, stripes));
+        self.reserved(bytes, base, view)
+    }
+
+    /// Gives each stripe of a reservation its protection, for good: they are the segments of an allocation that ends with
+    /// the reservation.
+    fn protect(&self, range: ExecutorAddrRange, stripes: &[Stripe]) -> Result<(), Error> {
+        let Backing::Named { reserves_writable, .. } = self.backing else { return Ok(()) };
+        // What is left as it was reserved is not copied for children.
+        let is_done = |stripe: &&Stripe| reserves_writable && stripe.shared_with_children;
+        let segment = |stripe: &Stripe| {
+            let addr = range.start().checked_add(stripe.offset)?;
+            Some(SharedSegment { group: stripe.group, addr, size: stripe.size })
+        };
+        let segments: Vec<_> = stripes.iter().filter(|stripe| !is_done(stripe)).filter_map(segment).collect();
+        if segments.is_empty() {
+            return Ok(());
+        }
+        let request = SharedFinalizeRequest { segments, actions: Vec::new() };
+        let key = self.initialize.call(&(self.instance, range.start(), request)).wait()?;
+        let key = key.map_err(refused("protect stripes"))?;
+        check_keys(vec![key], &[range.start()]).map(|_| ())
+    }
+
+    /// Gives back a reservation that cannot be used.
+    fn unreserve(&self, range: ExecutorAddrRange) {
+        let _ = self.views.remove(&[range.start()]);
+        // What the executor says to that adds nothing.
+        let _ = self.release.call(&(self.instance, vec![range.start()])).wait();
+    }
+
+    /// Turns allocations in stripes into what an executor that knows pages only can keep: the actions, under a page of
+    /// their own.
+    fn use_key_pages(
+        self: &Arc<Self>,
+        key_pages: &KeyPages,
+        in_stripes: &[usize],
+        keys: &mut [ExecutorAddr],
+        requests: &mut [FinalizeRequest],
+    ) -> Result<(), Error> {
+        let striped: Vec<_> = in_stripes.iter().map(|&index| keys[index]).collect();
+        let assigned = loop {
+            if let Some(assigned) = key_pages.assign(&striped) {
+                break assigned;
+            }
+            let bytes = KEY_PAGES_BYTES.max(striped.len() as u64 * self.page_size.bytes());
+            key_pages.add(self.reserve(Ok(bytes), |_| Vec::new()).wait()?);
+        };
+        for (&index, (page, reservation)) in in_stripes.iter().zip(assigned) {
+            let range = ExecutorAddrRange::from_len(page, self.page_size.bytes());
+            let range = range.ok_or(Error::OutsideReservation(ExecutorAddrRange::at(page)))?;
+            let working = self.views.working(range)?;
+            let segment =
+                FinalizeSegment { group: AllocGroup::standard(MemProt::RW), range, content_bytes: 0, working };
+            keys[index] = page;
+            requests[index].reservation = reservation;
+            requests[index].segments = vec![segment];
+        }
+        Ok(())
+    }
+
+    /// Undoes what a request that failed has left here.
+    fn forget(&self, undo: &Undo) {
+        if let Some(key_pages) = self.backing.key_pages() {
+            key_pages.give_back(key_pages.withdraw(&mut undo.striped().to_vec()));
+        }
+        self.views.undo(undo);
+    }
+
+    fn deinitialize(self: &Arc<Self>, mut keys: Keys) -> Pending<Result<(), Error>> {
+        let withdrawn = self.backing.key_pages().map(|key_pages| key_pages.withdraw(&mut keys));
+        let call = self.deinitialize.call(&(self.instance, keys));
+        let inner = Arc::clone(self);
+        call.map(move |answer| {
+            if let Some((key_pages, withdrawn)) = inner.backing.key_pages().zip(withdrawn) {
+                key_pages.give_back(withdrawn);
+            }
+            answer?.0.map_err(refused("deallocate memory"))
+        })
+    }
+
+    /// Returns the allocations in these reservations that have key pages.
+    fn with_key_pages_in(&self, bases: &[ExecutorAddr]) -> Result<Keys, Error> {
+        let Some(key_pages) = self.backing.key_pages() else { return Ok(Vec::new()) };
+        Ok(key_pages.keys_in(&self.views.ranges(bases)?))
     }
 
     /// Finalizes allocations of an executor that takes one in a call: all are sent, then all are awaited.
@@ -193,15 +322,6 @@ impl Inner {
     }
 }
 
-/// Removes the names that an executor may have left if it died between creating an object and telling us.
-fn unlink_orphans(pid: Option<u64>, asked: u64) {
-    if let Some(pid) = pid {
-        for number in 1..=asked {
-            SharedObject::unlink(&format!("/farlink_{pid}_{number}"));
-        }
-    }
-}
-
 /// Makes an object without a name, and maps it.
 fn make(bytes: u64, stripes: Vec<Stripe>) -> Result<View, Error> {
     let object = SharedObject::nameless(bytes).map_err(|error| nameless_error(error, bytes))?;
@@ -210,37 +330,21 @@ fn make(bytes: u64, stripes: Vec<Stripe>) -> Result<View, Error> {
     Ok(View { object: Some(object), mapping: Arc::new(mapping), own_data: None, stripes })
 }
 
-/// Opens the shared memory object that an executor has made, and removes its name.
-fn take(name: &str) -> Result<SharedObject, Error> {
-    let is_plain = name.starts_with('/') && !name[1..].contains('/') && !name.contains('\0') && name.len() > 1;
-    if !is_plain || name.len() > MAX_NAME_BYTES || matches!(name, "/." | "/..") {
-        return Err(bad_answer("reserve", format!("{name:?} is not the name of a shared memory object")));
-    }
-    SharedObject::take(name)
-}
-
-/// Maps a shared memory object that an executor has made.
-fn attach(object: SharedObject, name: &str, bytes: u64) -> Result<View, Error> {
-    let size = object.len().map_err(|error| Error::shared(name, "examined", error))?;
-    if size < bytes {
-        return Err(bad_answer("reserve", format!("the object {name} has {size} bytes instead of {bytes}")));
-    }
-    let mapping = object.map(bytes as usize).map_err(|error| Error::shared(name, "mapped", error))?;
-    Ok(View { object: Some(object), mapping: Arc::new(mapping), own_data: None, stripes: Vec::new() })
-}
-
 impl MemoryMapper for SharedMemoryMapper {
     fn page_size(&self) -> PageSize {
         self.inner.page_size
     }
 
     fn reserve(&self, bytes: u64) -> Pending<Result<ExecutorAddrRange, Error>> {
-        let page_size = self.inner.page_size;
-        self.inner.reserve(bytes, |bytes, is_striped| if is_striped { divide(bytes, page_size) } else { Vec::new() })
+        let (page_size, is_striped) = (self.inner.page_size, self.inner.is_striped);
+        self.inner.reserve(self.inner.whole_pages(bytes), |bytes| match is_striped {
+            true => divide(bytes, page_size),
+            false => Vec::new(),
+        })
     }
 
     fn reserve_buffers(&self, bytes: u64) -> Pending<Result<ExecutorAddrRange, Error>> {
-        self.inner.reserve(bytes, |bytes, _| buffers(bytes))
+        self.inner.reserve(self.inner.whole_pages(bytes), buffers)
     }
 
     fn prepare(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
@@ -273,15 +377,21 @@ impl MemoryMapper for SharedMemoryMapper {
     }
 
     fn finalize(&self, allocations: Vec<FinalizeRequest>) -> Pending<Result<Vec<ExecutorAddr>, Error>> {
-        let Told { keys, requests, told_keys, undo } = match self.inner.views.begin(allocations) {
+        let Told { keys, mut requests, mut told_keys, in_stripes, undo } = match self.inner.views.begin(allocations) {
             Ok(told) => told,
             Err(error) => return Pending::ready(Err(error)),
         };
         if requests.is_empty() {
             return Pending::ready(Ok(keys));
         }
-        let requests = requests.into_iter().map(|request| (request.reservation, shared_request(request))).collect();
         let inner = Arc::clone(&self.inner);
+        if let Some(key_pages) = inner.backing.key_pages()
+            && let Err(error) = inner.use_key_pages(key_pages, &in_stripes, &mut told_keys, &mut requests)
+        {
+            inner.forget(&undo);
+            return Pending::ready(Err(error));
+        }
+        let requests = requests.into_iter().map(|request| (request.reservation, shared_request(request))).collect();
         let answer = match &inner.initialize_batch {
             Some(batch) => {
                 batch.call(&(inner.instance, requests)).map(|answer| answer?.map_err(refused("finalize memory")))
@@ -294,7 +404,7 @@ impl MemoryMapper for SharedMemoryMapper {
                 undo.contents.iter().for_each(WorkingMemory::zero);
             }
             let checked = answer.and_then(|told| check_keys(told, &told_keys));
-            checked.inspect_err(|_| inner.views.undo(&undo)).map(|_| keys)
+            checked.inspect_err(|_| inner.forget(&undo)).map(|_| keys)
         })
     }
 
@@ -302,20 +412,23 @@ impl MemoryMapper for SharedMemoryMapper {
         match self.inner.views.end(keys) {
             Err(error) => Pending::ready(Err(error)),
             Ok(told) if told.is_empty() => Pending::ready(Ok(())),
-            Ok(told) => {
-                let call = self.inner.deinitialize.call(&(self.inner.instance, told));
-                call.map(|answer| answer?.0.map_err(refused("deallocate memory")))
-            }
+            Ok(told) => self.inner.deinitialize(told),
         }
     }
 
     fn release(&self, bases: Vec<ExecutorAddr>) -> Pending<Result<(), Error>> {
+        // What is known to the executor by a page elsewhere does not end with the reservation.
+        let with_pages = match self.inner.with_key_pages_in(&bases) {
+            Ok(with_pages) => with_pages,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        let ended = if with_pages.is_empty() { Ok(()) } else { self.deallocate(with_pages).wait() };
         // What begins here ends here, whatever the executor says: after this its addresses may be another reservation's.
         if let Err(error) = self.inner.views.remove(&bases) {
             return Pending::ready(Err(error));
         }
         let call = self.inner.release.call(&(self.inner.instance, bases));
-        call.map(|answer| answer?.0.map_err(refused("release memory")))
+        call.map(|answer| answer?.0.map_err(refused("release memory")).and(ended))
     }
 }
 

@@ -124,6 +124,8 @@ pub(super) struct Told {
     /// What the executor has to do, and the keys of that.
     pub(super) requests: Vec<FinalizeRequest>,
     pub(super) told_keys: Vec<ExecutorAddr>,
+    /// Which of those are in stripes.
+    pub(super) in_stripes: Vec<usize>,
     /// What to do if it does not.
     pub(super) undo: Undo,
 }
@@ -136,6 +138,13 @@ pub(super) struct Undo {
     segments: Vec<(AllocGroup, ExecutorAddrRange)>,
     /// Working memory of what is not in stripes.
     pub(super) contents: Vec<WorkingMemory>,
+}
+
+impl Undo {
+    /// Keys of the allocations in stripes.
+    pub(super) fn striped(&self) -> &[ExecutorAddr] {
+        &self.striped
+    }
 }
 
 impl Views {
@@ -160,6 +169,13 @@ impl Views {
     /// Returns whether a reservation begins at `base`.
     pub(super) fn has(&self, base: ExecutorAddr) -> bool {
         self.lock().has(base)
+    }
+
+    /// Returns the ranges of reservations with these bases.
+    pub(super) fn ranges(&self, bases: &[ExecutorAddr]) -> Result<Vec<ExecutorAddrRange>, Error> {
+        let reservations = self.lock();
+        let range = |&base| reservations.0.get(&base).map(|(range, _)| *range).ok_or(Error::UnknownReservation(base));
+        bases.iter().map(range).collect()
     }
 
     /// Takes out reservations and what is allocated in them, or changes nothing.
@@ -245,6 +261,7 @@ impl Views {
         }
         self.note(&striped)?;
         let (mut requests, mut told_keys, mut undo) = (Vec::new(), Vec::new(), Undo::default());
+        let mut told_in_stripes = Vec::new();
         if striped.len() < keys.len() || striped.iter().any(|&(_, is_told)| is_told) {
             let mut in_stripes = striped.iter().map(|&(key, _)| key).peekable();
             for (request, &key) in allocations.into_iter().zip(&keys) {
@@ -257,12 +274,13 @@ impl Views {
                     undo.contents.extend(segments.map(|segment| segment.working.clone()));
                 }
                 if !is_striped || !request.actions.is_empty() {
+                    told_in_stripes.extend(is_striped.then_some(requests.len()));
                     told_keys.push(key);
                     requests.push(request);
                 }
             }
         }
-        Ok(Told { keys, requests, told_keys, undo })
+        Ok(Told { keys, requests, told_keys, in_stripes: told_in_stripes, undo })
     }
 
     /// Notes allocations in stripes, all or none.
