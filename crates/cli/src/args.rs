@@ -57,16 +57,26 @@ pub(crate) struct RunArgs {
     pub(crate) entry: String,
 
     /// Run the program in this process instead of one of its own.
-    #[arg(long, conflicts_with_all = ["executor", "memory"])]
+    #[arg(long, conflicts_with_all = ["executor", "connect", "memory"])]
     pub(crate) in_process: bool,
 
     /// Run the program in the executor program at PATH instead of `farlink executor`.
     #[arg(long, value_name = "PATH")]
     pub(crate) executor: Option<PathBuf>,
 
-    /// How linked code reaches the executor.
-    #[arg(long, value_enum, default_value_t = MemoryArg::Shared)]
-    pub(crate) memory: MemoryArg,
+    /// Run the program in the executor at SPEC: unix:PATH, tcp:HOST:PORT, or command:COMMAND for one on the standard
+    /// streams of a shell command, as in 'command:ssh host farlink-executor --stdio'.
+    #[arg(long, value_name = "SPEC", value_parser = parse_place, conflicts_with = "executor")]
+    pub(crate) connect: Option<Address>,
+
+    /// The file with the secret that an executor at tcp:HOST:PORT demands. Without it, one that was started with
+    /// --insecure is expected.
+    #[arg(long, value_name = "FILE", requires = "connect")]
+    pub(crate) secret_file: Option<PathBuf>,
+
+    /// How linked code reaches the executor: shared, or remote for tcp: and command:.
+    #[arg(long, value_enum)]
+    pub(crate) memory: Option<MemoryArg>,
 
     /// Print to stderr how long each phase took.
     #[arg(long)]
@@ -80,6 +90,24 @@ pub(crate) struct RunArgs {
     /// The program's arguments.
     #[arg(last = true, value_name = "ARGS")]
     pub(crate) args: Vec<OsString>,
+}
+
+/// Where an executor is.
+#[derive(Clone)]
+pub(crate) enum Address {
+    Unix(PathBuf),
+    Tcp(String),
+    Command(String),
+}
+
+/// Reads where an executor is.
+fn parse_place(text: &str) -> Result<Address, String> {
+    match text.split_once(':') {
+        Some(("unix", path)) if !path.is_empty() => Ok(Address::Unix(path.into())),
+        Some(("tcp", address)) if address.contains(':') => Ok(Address::Tcp(address.to_owned())),
+        Some(("command", command)) if !command.is_empty() => Ok(Address::Command(command.to_owned())),
+        _ => Err("expected unix:PATH, tcp:HOST:PORT or command:COMMAND".to_owned()),
+    }
 }
 
 /// How statistics are printed.

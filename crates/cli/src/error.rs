@@ -24,6 +24,8 @@ pub(crate) enum Error {
     NoLibrary { name: String, wanted: Vec<String>, dirs: Vec<PathBuf> },
     #[error("{0}")]
     Farlink(#[from] farlink::Error),
+    #[error("the secret in {} cannot be read: {error}", path.display())]
+    Secret { path: PathBuf, error: io::Error },
     #[error("cannot start an executor: where this program itself is cannot be told: {0}")]
     NoSelf(io::Error),
     #[error("{0}")]

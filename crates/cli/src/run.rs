@@ -1,14 +1,15 @@
 //! `farlink run`: a program of objects, run as if it had been linked natively.
 
-use crate::args::RunArgs;
+use crate::args::{Address, MemoryArg, RunArgs};
 use crate::compile::Language;
 use crate::error::Error;
 use crate::inputs;
 use crate::signals::Signals;
 use crate::stats;
-use farlink::{Library, Session};
+use farlink::{Library, Session, SessionBuilder};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -42,13 +43,32 @@ fn session(args: &RunArgs) -> Result<Session, Error> {
     if args.in_process {
         return Ok(Session::in_process()?);
     }
-    let builder = Session::builder().memory(args.memory.into());
+    let shares_by_default = !matches!(args.connect, Some(Address::Tcp(_) | Address::Command(_)));
+    let default = if shares_by_default { MemoryArg::Shared } else { MemoryArg::Remote };
+    let builder = Session::builder().memory(args.memory.unwrap_or(default).into());
+    if let Some(address) = &args.connect {
+        return connect(builder, address, args.secret_file.as_deref());
+    }
     let builder = match &args.executor {
         Some(path) => builder.executor(path, Vec::new()),
         // This program is an executor too, so that nothing else needs to be installed.
         None => builder.executor(std::env::current_exe().map_err(Error::NoSelf)?, vec!["executor".into()]),
     };
     Ok(builder.spawn()?)
+}
+
+/// Talks to an executor that is there, or that a command brings.
+fn connect(builder: SessionBuilder, address: &Address, secret_file: Option<&Path>) -> Result<Session, Error> {
+    let read = |path: &Path| {
+        let bytes = std::fs::read(path);
+        bytes.map_err(|error| Error::Secret { path: path.to_owned(), error })
+    };
+    let secret = secret_file.map(read).transpose()?;
+    Ok(match address {
+        Address::Unix(path) => builder.connect_unix(path)?,
+        Address::Tcp(address) => builder.connect_tcp(address, secret.as_deref().map(<[u8]>::trim_ascii))?,
+        Address::Command(command) => builder.spawn_command(command)?,
+    })
 }
 
 /// Links the program, if somebody wants to know what that takes; else running it does.

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Farlink, available, compile, example, native, tool, ways_of_llvm};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
@@ -136,6 +136,40 @@ fn jitlink_22() {
     jitlink(22, &["-use-memmgr=default", "-use-memmgr=generic", "-use-memmgr=simple-remote", "-use-memmgr=shared"]);
 }
 
+/// The linkers connect over TCP by themselves to an executor that demands no secret. At their end they wait for ever, with
+/// LLVM's own executor too: they close a socket that they are still reading. So they are ended when the program has run.
+#[test]
+fn jitlink_over_tcp() {
+    let dir = TempDir::new().unwrap();
+    let object = compile(dir.path(), "hello.c", HELLO, &["-O1", "-fPIC"]);
+    for version in [19, 22] {
+        let linker = format!("llvm-jitlink-{version}");
+        if !available("jitlink_over_tcp", &linker) {
+            continue;
+        }
+        let mut executor = Command::new(env!("CARGO_BIN_EXE_farlink"))
+            .args(["executor", "listen=localhost:0", "--insecure"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(executor.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("farlink-executor: listening at ").unwrap();
+        let port = address.rsplit_once(':').unwrap().1;
+        let connect = format!("-oop-executor-connect=localhost:{port}");
+        let mut linker = Command::new(&linker).arg(connect).arg(&object).spawn().unwrap();
+        let mut stdout = BufReader::new(executor.stdout.take().unwrap());
+        line.clear();
+        stdout.read_line(&mut line).unwrap();
+        linker.kill().unwrap();
+        linker.wait().unwrap();
+        assert_eq!(line, "hello 0, 0\n", "{version}");
+        executor.wait().unwrap();
+    }
+}
+
 /// A session with clang's interpreter: functions, globals, classes, redefinition, exceptions.
 #[test]
 fn clang_repl() {
@@ -202,10 +236,10 @@ fn sessions_with_executors_of_llvm() {
     let dir = TempDir::new().unwrap();
     let log = dir.path().join("log");
     let source = format!(
-        "#include <stdio.h>\nstatic int zeros[3000], n = 1;\n\
+        "#include <stdio.h>\n#include <stdlib.h>\nstatic int zeros[3000], n = 1;\n\
          __attribute__((constructor)) static void first(void) {{ n += 10; }}\n\
          __attribute__((destructor)) static void last(void) {{ FILE *f = fopen(\"{}\", \"a\"); fputs(\"end \", f); fclose(f); }}\n\
-         int value(void) {{ for (int i = 0; i < 3000; i++) n += zeros[i]++; return n; }}",
+         int value(int argc, char **argv) {{ if (argc > 1) return *(unsigned char *)strtoul(argv[1], 0, 0); for (int i = 0; i < 3000; i++) n += zeros[i]++; return n; }}",
         log.display()
     );
     let object = std::fs::read(compile(dir.path(), "value.c", &source, &["-O1", "-fPIC"])).unwrap();
@@ -225,8 +259,15 @@ fn sessions_with_executors_of_llvm() {
                 library.remove(added).unwrap();
             }
             assert_eq!(std::fs::read_to_string(&log).unwrap(), "end end end end ", "{version} {memory:?}");
-            if matches!(memory, Memory::Remote) {
-                assert!(session.shared_buffer::<u8>(8).is_err());
+            match session.shared_buffer::<u8>(8) {
+                Ok(buffer) => {
+                    buffer.set(0, 77).unwrap();
+                    let added = library.add_object("value.o", &object[..]).unwrap();
+                    let args = ["value".into(), buffer.executor_addr().to_string().into()];
+                    assert_eq!(library.run_as_main("value", &args).unwrap(), 77, "{version} {memory:?}");
+                    library.remove(added).unwrap();
+                }
+                Err(error) => assert!(matches!(memory, Memory::Remote), "{version} {memory:?}: {error}"),
             }
             let stats = session.stats().unwrap();
             assert!(stats.usage.executor_mappings.is_none(), "{stats:?}");

@@ -1,29 +1,36 @@
-//! The executor's command line, with LLVM's spelling of inherited descriptors beside our own.
+//! The executor's command line, with LLVM's spellings of a connection beside our own.
 
-#![allow(unsafe_code)]
-
+use crate::listen::Place;
 use crate::server::run;
 use crate::signals::restore_default_signals;
-use farlink_rpc::{Options, Transport};
+use farlink_rpc::Options;
 use std::ffi::OsString;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-Usage: farlink-executor [--farlink] filedescs=R,W | --fd N
+Usage: farlink-executor [OPTIONS] CONNECTION
 
-An executor for one controller, reached over descriptors that were open when it was started.
+An executor for one controller, which is reached over the CONNECTION, one of:
 
-  filedescs=R,W  read from descriptor R and write to W, which may be one socket
-  --fd N         talk over the socket N
-  --farlink      the controller is farlink and understands errors beside results
-  --help         print this
-  --version      print the version";
+  filedescs=R,W     descriptors that were open when this was started: read from R and write to W, maybe one socket
+  --fd N            the socket N, likewise
+  --stdio           standard input and output; what the program prints goes to standard error
+  --unix PATH       a Unix socket, made for this user alone and removed when the controller has come
+  listen=HOST:PORT  TCP at that address, for a controller that knows the secret
+
+Options:
+
+  --secret-file FILE  the secret, 16 bytes or more
+  --insecure          let anybody who can connect run anything here, LLVM's tools among them
+  --farlink           the controller is farlink and understands errors beside results
+  --help              print this
+  --version           print the version";
 
 enum Request {
     Help,
     Version,
-    Serve { read: RawFd, write: RawFd, is_farlink: bool },
+    Serve { place: Place, is_farlink: bool },
 }
 
 /// Runs the executor with these arguments, which do not begin with the program's name.
@@ -38,7 +45,7 @@ pub fn main_with_args(args: impl Iterator<Item = OsString>) -> ExitCode {
             println!("farlink-executor {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
-        Ok(Request::Serve { read, write, is_farlink }) => match serve(read, write, is_farlink) {
+        Ok(Request::Serve { place, is_farlink }) => match serve(&place, is_farlink) {
             Ok(status) => exit(status),
             Err(text) => {
                 eprintln!("farlink-executor: {text}");
@@ -57,89 +64,113 @@ fn exit(status: i32) -> ExitCode {
 }
 
 fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, String> {
-    let (mut fds, mut is_farlink) = (None, false);
-    let mut args = args.map(|arg| arg.to_string_lossy().into_owned());
+    let (mut is_farlink, mut is_insecure) = (false, false);
+    let (mut places, mut address, mut secret) = (Vec::new(), None, None);
+    let mut args = args;
     while let Some(arg) = args.next() {
-        let parsed = match arg.as_str() {
+        let text = arg.to_string_lossy();
+        match text.as_ref() {
             "--help" | "-h" => return Ok(Request::Help),
             "--version" | "-V" => return Ok(Request::Version),
-            "--farlink" => {
-                is_farlink = true;
-                continue;
-            }
+            "--farlink" => is_farlink = true,
+            "--insecure" => is_insecure = true,
+            "--stdio" => places.push(Place::Stdio),
+            "--unix" => places.push(Place::Unix(args.next().ok_or("--unix wants a path")?.into())),
+            "--secret-file" => secret = Some(PathBuf::from(args.next().ok_or("--secret-file wants a path")?)),
             "--fd" => {
-                let number = args.next().and_then(|number| number.parse().ok());
-                number.map(|fd: RawFd| (fd, fd)).ok_or("--fd wants the number of a descriptor")?
+                let number = args.next().and_then(|number| number.to_str()?.parse().ok());
+                places.push(number.map(|fd| Place::Fds(fd, fd)).ok_or("--fd wants the number of a descriptor")?);
             }
-            other => descriptors(other).ok_or_else(|| format!("{other:?} is not understood"))?,
-        };
-        if fds.replace(parsed).is_some() {
-            return Err("the connection is given twice".to_owned());
+            other => match other.split_once('=') {
+                Some(("filedescs", numbers)) => places.push(descriptors(numbers).ok_or("filedescs= wants R,W")?),
+                Some(("listen", host_and_port)) if address.is_none() => address = Some(host_and_port.to_owned()),
+                _ => return Err(format!("{other:?} is not understood")),
+            },
         }
     }
-    let (read, write) = fds.ok_or("no connection is given")?;
-    Ok(Request::Serve { read, write, is_farlink })
+    if address.is_none() && (secret.is_some() || is_insecure) {
+        return Err("--secret-file and --insecure are for listen=HOST:PORT".to_owned());
+    }
+    if secret.is_some() && is_insecure {
+        return Err("--insecure lets anybody connect: no --secret-file goes with it".to_owned());
+    }
+    places.extend(address.map(|address| listening(&address, secret, is_insecure)).transpose()?);
+    match (places.pop(), places.is_empty()) {
+        (Some(place), true) => Ok(Request::Serve { place, is_farlink }),
+        (Some(_), false) => Err("the connection is given twice".to_owned()),
+        (None, _) => Err("no connection is given".to_owned()),
+    }
 }
 
 /// Reads `filedescs=R,W`.
-fn descriptors(arg: &str) -> Option<(RawFd, RawFd)> {
-    let (read, write) = arg.strip_prefix("filedescs=")?.split_once(',')?;
-    Some((read.parse().ok()?, write.parse().ok()?))
+fn descriptors(arg: &str) -> Option<Place> {
+    let (read, write) = arg.split_once(',')?;
+    Some(Place::Fds(read.parse().ok()?, write.parse().ok()?))
 }
 
-fn serve(read: RawFd, write: RawFd, is_farlink: bool) -> Result<i32, String> {
-    let transport = if read == write {
-        Transport::from_socket(adopt(read)?)
-    } else {
-        Transport::from_fds(adopt(read)?, adopt(write)?)
-    };
-    let transport = transport.map_err(|error| format!("the connection cannot be used: {error}"))?;
-    if read == write {
-        // Writing to a pipe that nobody reads would end the process; a socket is written without that signal.
+/// Reads `listen=HOST:PORT`.
+fn listening(address: &str, secret: Option<PathBuf>, is_insecure: bool) -> Result<Place, String> {
+    let named = address.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if named.is_none() {
+        return Err(format!("listen={address} does not name a host and a port, as listen=localhost:20000 does"));
+    }
+    if secret.is_none() && !is_insecure {
+        return Err("whoever connects could run anything here: name a file with a secret that both ends know with \
+                    --secret-file, or let anybody connect with --insecure"
+            .to_owned());
+    }
+    Ok(Place::Tcp { address: address.to_owned(), secret })
+}
+
+fn serve(place: &Place, is_farlink: bool) -> Result<i32, String> {
+    let found = place.find()?;
+    if !found.writes_to_pipe {
+        // A socket is written without that signal.
         restore_default_signals();
     }
-    let options = Options { out_of_band_results: is_farlink, ..Options::default() };
-    run(transport, options).map_err(|error| format!("the session could not begin: {error}"))
-}
-
-/// Takes an inherited descriptor, which programs that linked code starts do not inherit in turn.
-fn adopt(number: RawFd) -> Result<OwnedFd, String> {
-    if (0..=2).contains(&number) {
-        return Err(format!("descriptor {number} is a standard stream, which is the program's"));
-    }
-    if number < 0 {
-        return Err(format!("{number} is no descriptor"));
-    }
-    // SAFETY: the number is not -1, and is used for one call, which fails if it is not open.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)
-        .map_err(|error| format!("descriptor {number} is not open: {error}"))?;
-    // SAFETY: the descriptor is open, and nobody else in this process has it: it was inherited, is not a standard
-    // stream, and the command line names it once.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    let options = Options { out_of_band_results: is_farlink || found.is_farlink, ..Options::default() };
+    run(found.transport, options).map_err(|error| format!("the session could not begin: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parsed(args: &[&str]) -> Result<(RawFd, RawFd, bool), String> {
+    fn parsed(args: &[&str]) -> Result<(Place, bool), String> {
         match parse(args.iter().map(OsString::from))? {
-            Request::Serve { read, write, is_farlink } => Ok((read, write, is_farlink)),
+            Request::Serve { place, is_farlink } => Ok((place, is_farlink)),
             _ => Err("not a request to serve".to_owned()),
         }
     }
 
-    /// Both spellings of a connection are read; anything else is an error.
+    /// Every spelling of a connection is read; anything else is an error.
     #[test]
     fn command_lines() {
-        assert_eq!(parsed(&["filedescs=3,6"]), Ok((3, 6, false)));
-        assert_eq!(parsed(&["--fd", "5", "--farlink"]), Ok((5, 5, true)));
-        for bad in
-            [&[][..], &["filedescs=3"], &["--fd"], &["--fd", "x"], &["filedescs=3,4", "--fd", "5"], &["listen=x"]]
-        {
+        assert_eq!(parsed(&["filedescs=3,6"]), Ok((Place::Fds(3, 6), false)));
+        assert_eq!(parsed(&["--fd", "5", "--farlink"]), Ok((Place::Fds(5, 5), true)));
+        assert_eq!(parsed(&["--stdio"]), Ok((Place::Stdio, false)));
+        assert_eq!(parsed(&["--unix", "/x"]), Ok((Place::Unix("/x".into()), false)));
+        let tcp = |address: &str, secret: Option<&str>| {
+            Ok((Place::Tcp { address: address.to_owned(), secret: secret.map(PathBuf::from) }, false))
+        };
+        assert_eq!(parsed(&["listen=::1:0", "--secret-file", "s"]), tcp("::1:0", Some("s")));
+        assert_eq!(parsed(&["--insecure", "listen=localhost:1"]), tcp("localhost:1", None));
+        for bad in [
+            &[][..],
+            &["filedescs=3"],
+            &["--fd"],
+            &["--fd", "x"],
+            &["--unix"],
+            &["filedescs=3,4", "--fd", "5"],
+            &["--stdio", "listen=localhost:1", "--insecure"],
+            &["listen=localhost:1"],
+            &["listen=:1", "--insecure"],
+            &["listen=localhost", "--insecure"],
+            &["listen=localhost:70000", "--insecure"],
+            &["--stdio", "--insecure"],
+            &["listen=localhost:1", "--insecure", "--secret-file", "s"],
+        ] {
             assert!(parsed(bad).is_err(), "{bad:?}");
         }
-        assert!(adopt(0).is_err() && adopt(-1).is_err() && adopt(1_000_000).is_err());
     }
 }

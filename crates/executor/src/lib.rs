@@ -19,6 +19,7 @@
 mod args;
 #[allow(unsafe_code)]
 mod fork;
+mod listen;
 mod local;
 mod main_thread;
 mod registry;

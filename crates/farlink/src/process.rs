@@ -13,8 +13,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::ffi::OsString;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -122,25 +122,36 @@ impl Process {
             command.spawn().map_err(|error| Error::Spawn { program: program.path.clone(), error: Arc::new(error) })?;
         // The command owns the executor's end of the connection. It must be closed here, or its end is never seen.
         drop(command);
-        Self::watch(child, ours, &program.path, handler, options)
+        Self::watch(child, Transport::from_socket(ours), &program.path.display().to_string(), handler, options)
+    }
+
+    /// Runs a shell command that is an executor on its standard streams, and waits until it has introduced itself.
+    pub(crate) fn start_command(
+        command: &str,
+        handler: Arc<dyn Handler>,
+        options: Options,
+    ) -> Result<(Self, ExecutorInfo), Error> {
+        let failed = |error| Error::Spawn { program: command.into(), error: Arc::new(error) };
+        let mut shell = Command::new("/bin/sh");
+        let shell = shell.arg("-c").arg(command).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = shell.spawn().map_err(failed)?;
+        let streams = child.stdout.take().zip(child.stdin.take());
+        let (read, write) = streams.ok_or_else(|| failed(std::io::ErrorKind::BrokenPipe.into()))?;
+        Self::watch(child, Transport::from_fds(read.into(), write.into()), command, handler, options)
     }
 
     fn watch(
         mut child: Child,
-        socket: std::os::fd::OwnedFd,
-        path: &Path,
+        transport: std::io::Result<Transport>,
+        name: &str,
         handler: Arc<dyn Handler>,
         options: Options,
     ) -> Result<(Self, ExecutorInfo), Error> {
         let pid = Pid::from_child(&child);
-        let connected =
-            Transport::from_socket(socket).map_err(|error| Error::Connect(Arc::new(error))).and_then(|transport| {
-                connect(transport, handler, options).map_err(|error| Error::Setup {
-                    executor: path.display().to_string(),
-                    error,
-                    how: None,
-                })
-            });
+        let connected = transport.map_err(|error| Error::Connect(Arc::new(error))).and_then(|transport| {
+            let setup_error = |error| Error::Setup { executor: name.to_owned(), error, how: None };
+            connect(transport, handler, options).map_err(setup_error)
+        });
         let (endpoint, info) = match connected {
             Ok(connected) => connected,
             Err(error) => return Err(end_failed(&mut child, error)),

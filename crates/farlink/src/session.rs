@@ -6,10 +6,13 @@ use crate::runtime::Runtime;
 use crate::{Error, Library};
 use farlink_addr::{ExecutorAddr, PageSize};
 use farlink_mem::{InProcessMapper, MemoryManager, MemoryMapper, MemoryStats, RemoteMapper, SharedMemoryMapper};
-use farlink_rpc::{Endpoint, Executor, Handler, Options, Transport, connect};
+use farlink_rpc::{Endpoint, Executor, Handler, Options, Transport, connect, prove_secret};
+use farlink_wire::setup::ExecutorInfo;
 use std::ffi::OsString;
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 
@@ -79,14 +82,52 @@ impl SessionBuilder {
     /// Fails if the program cannot be started, or does not introduce itself as an executor.
     pub fn spawn(self) -> Result<Session, Error> {
         let program = self.program.clone().map_or_else(Program::find, Ok)?;
-        let (process, info) = Process::start(&program, Arc::new(NoCallbacks), self.options.clone())?;
+        let started = Process::start(&program, Arc::new(NoCallbacks), self.options.clone())?;
+        self.with_process(started, &program.path.display().to_string())
+    }
+
+    /// Runs a shell command that is an executor on its standard streams: `ssh HOST farlink-executor --stdio`, for example.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the command cannot be started, or does not introduce itself as an executor.
+    pub fn spawn_command(self, command: &str) -> Result<Session, Error> {
+        let started = Process::start_command(command, Arc::new(NoCallbacks), self.options.clone())?;
+        self.with_process(started, command)
+    }
+
+    fn with_process(self, (process, info): (Process, ExecutorInfo), name: &str) -> Result<Session, Error> {
         let endpoint = process.endpoint().clone();
-        let executor = Executor::new(info, Arc::new(endpoint)).map_err(|error| Error::Setup {
-            executor: program.path.display().to_string(),
-            error,
-            how: None,
-        })?;
+        let setup_error = |error| Error::Setup { executor: name.to_owned(), error, how: None };
+        let executor = Executor::new(info, Arc::new(endpoint)).map_err(setup_error)?;
         self.session(executor, Connection::Process(process))
+    }
+
+    /// Talks to an executor that listens on a Unix socket (`farlink-executor --unix PATH`).
+    ///
+    /// # Errors
+    ///
+    /// Fails if nobody listens there, or it does not introduce itself as an executor.
+    pub fn connect_unix(self, path: &Path) -> Result<Session, Error> {
+        let socket = UnixStream::connect(path).map_err(connect_error)?;
+        self.connect(Transport::from_socket(socket.into()).map_err(connect_error)?)
+    }
+
+    /// Talks to an executor that listens on TCP (`farlink-executor listen=HOST:PORT`), at this host and port: after both
+    /// have proved that they know `secret`, unless it is none, as `--insecure` needs it.
+    ///
+    /// What follows is neither encrypted nor protected against change. The executor's memory is reached over messages
+    /// ([`Memory::Remote`]) unless it is on this machine.
+    ///
+    /// # Errors
+    ///
+    /// Fails if nobody listens there, or it has another secret, or does not introduce itself as an executor.
+    pub fn connect_tcp(self, address: &str, secret: Option<&[u8]>) -> Result<Session, Error> {
+        let socket = TcpStream::connect(address).map_err(connect_error)?;
+        if let Some(secret) = secret {
+            prove_secret(&socket, secret, self.options.setup_timeout).map_err(connect_error)?;
+        }
+        self.connect(Transport::from_socket(socket.into()).map_err(connect_error)?)
     }
 
     /// Talks to an executor over `transport`.
@@ -151,6 +192,10 @@ impl SessionBuilder {
             undefined_zero: false,
         })
     }
+}
+
+fn connect_error(error: std::io::Error) -> Error {
+    Error::Connect(Arc::new(error))
 }
 
 /// A controller without functions that linked code could call.

@@ -43,6 +43,7 @@ mod executor;
 mod frames;
 mod pending;
 mod pool;
+mod secret;
 mod session;
 mod transport;
 
@@ -51,4 +52,5 @@ pub use endpoint::{Endpoint, Handler, Options, accept, connect};
 pub use error::{CallError, Disconnected, SetupError};
 pub use executor::{Callee, Caller, Executor};
 pub use pending::{Completer, Pending};
+pub use secret::{demand_secret, prove_secret};
 pub use transport::Transport;
