@@ -26,6 +26,8 @@ pub(crate) enum Error {
     Farlink(#[from] farlink::Error),
     #[error("the secret in {} cannot be read: {error}", path.display())]
     Secret { path: PathBuf, error: io::Error },
+    #[error("--secret-file is for an executor at tcp:HOST:PORT; others demand no secret")]
+    NeedlessSecret,
     #[error("cannot start an executor: where this program itself is cannot be told: {0}")]
     NoSelf(io::Error),
     #[error("{0}")]

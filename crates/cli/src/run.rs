@@ -59,6 +59,9 @@ fn session(args: &RunArgs) -> Result<Session, Error> {
 
 /// Talks to an executor that is there, or that a command brings.
 fn connect(builder: SessionBuilder, address: &Address, secret_file: Option<&Path>) -> Result<Session, Error> {
+    if let (Some(_), Address::Unix(_) | Address::Command(_)) = (secret_file, address) {
+        return Err(Error::NeedlessSecret);
+    }
     let read = |path: &Path| {
         let bytes = std::fs::read(path);
         bytes.map_err(|error| Error::Secret { path: path.to_owned(), error })

@@ -155,6 +155,9 @@ fn standard_streams() {
     }
     let message = Farlink::new().arg("run").args(["--connect", "command:exit 3"]).arg(example("hello.c")).failure();
     assert!(message.contains("exit 3") && message.contains("status 3"), "{message}");
+    let needless = ["--connect", "command:true", "--secret-file", "/dev/null"];
+    let message = Farlink::new().arg("run").args(needless).arg(example("hello.c")).failure();
+    assert!(message.contains("others demand no secret"), "{message}");
     for bad in ["nowhere", "tcp:host", "unix:", "command:"] {
         let outcome = Farlink::new().arg("run").args(["--connect", bad]).arg(example("hello.c")).output();
         assert!(outcome.stderr.contains("unix:PATH"), "{outcome:?}");

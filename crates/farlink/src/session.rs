@@ -87,6 +87,7 @@ impl SessionBuilder {
     }
 
     /// Runs a shell command that is an executor on its standard streams: `ssh HOST farlink-executor --stdio`, for example.
+    /// One on another machine needs [`Memory::Remote`].
     ///
     /// # Errors
     ///
@@ -116,8 +117,8 @@ impl SessionBuilder {
     /// Talks to an executor that listens on TCP (`farlink-executor listen=HOST:PORT`), at this host and port: after both
     /// have proved that they know `secret`, unless it is none, as `--insecure` needs it.
     ///
-    /// What follows is neither encrypted nor protected against change. The executor's memory is reached over messages
-    /// ([`Memory::Remote`]) unless it is on this machine.
+    /// What follows is neither encrypted nor protected against change. An executor on another machine needs
+    /// [`Memory::Remote`].
     ///
     /// # Errors
     ///
