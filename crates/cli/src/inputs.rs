@@ -7,7 +7,7 @@ use crate::script;
 use crate::signals::Signals;
 use farlink::Library;
 use farlink::addr::ExecutorAddr;
-use farlink::elf::{InputKind, check_shared_object, identify};
+use farlink::elf::{InputKind, Needs, check_shared_object, identify};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -132,6 +132,17 @@ fn compiler_file(file: &str) -> Option<PathBuf> {
     let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
     // What the compiler does not have it prints as it was asked.
     (path.is_absolute() && path.is_file()).then_some(path)
+}
+
+/// Returns what everything that was loaded needs of the process.
+pub(crate) fn needs(loaded: &[Loaded]) -> Needs {
+    let mut needs = Needs::default();
+    for input in loaded {
+        if let Loaded::Object { bytes, .. } | Loaded::Archive { bytes, .. } = input {
+            needs.add(Needs::of(bytes));
+        }
+    }
+    needs
 }
 
 /// Gives a library everything that was loaded, and the definitions of the command line.

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::inputs;
 use crate::signals::Signals;
 use crate::stats;
+use farlink::elf::Needs;
 use farlink::{Library, Session, SessionBuilder};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -18,7 +19,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     let signals = Signals::install()?;
     let loaded = inputs::load(&args.input, &signals)?;
     clock.lap("load inputs");
-    let session = session(&args)?;
+    let session = session(&args, inputs::needs(&loaded))?;
     clock.lap("start executor");
     let library = session.create_library("main");
     inputs::add(&library, &args.input, loaded)?;
@@ -39,13 +40,18 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     Ok(exit_code(status))
 }
 
-fn session(args: &RunArgs) -> Result<Session, Error> {
+/// Bytes of thread-local variables that every process has room for.
+const USUAL_TLS_BYTES: u64 = 512;
+
+fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
+    let builder = Session::builder().low_memory(needs.low_memory);
     if args.in_process {
-        return Ok(Session::in_process()?);
+        return Ok(builder.in_process()?);
     }
     let shares_by_default = !matches!(args.connect, Some(Address::Tcp(_) | Address::Command(_)));
     let default = if shares_by_default { MemoryArg::Shared } else { MemoryArg::Remote };
-    let builder = Session::builder().memory(args.memory.unwrap_or(default).into());
+    let static_tls_bytes = if needs.tls_bytes > USUAL_TLS_BYTES { needs.tls_bytes } else { 0 };
+    let builder = builder.memory(args.memory.unwrap_or(default).into()).static_tls_bytes(static_tls_bytes);
     if let Some(address) = &args.connect {
         return connect(builder, address, args.secret_file.as_deref());
     }

@@ -149,14 +149,17 @@ fn relocation_out_of_range() {
 #[test]
 fn unsupported_features() {
     let dir = Dir::new();
-    let tls = dir.compile("tls.c", "__thread int local = 5; int main(void) { return local; }");
-    refused(&[tls], &["tls.c.o", "thread-local", "local"]);
-    let ifunc = r#"
-        static int one(void) { return 1; }
-        static void *pick(void) { return one; }
-        int chosen(void) __attribute__((ifunc("pick")));
-        int main(void) { return chosen(); }"#;
-    refused(&[dir.compile("ifunc.c", ifunc)], &["ifunc.c.o", "IFUNC", "chosen"]);
+    let copy = dir.compile("copy.s", ".globl main\nmain: ret\n.reloc main, R_X86_64_COPY, other\n");
+    refused(&[copy], &["copy.s.o", "R_X86_64_COPY", "other"]);
+    let mixed = [
+        dir.compile("tls.c", "extern __thread int value; int main(void) { return value; }"),
+        dir.compile("plain.c", "int value = 5;"),
+    ];
+    refused(&mixed, &["tls.c.o", "value", "thread-local"]);
+    let slim = compile(dir.0.path(), "slim.c", MAIN, &["-flto", "-fno-fat-lto-objects"]);
+    refused(&[slim], &["slim.c.o", "-ffat-lto-objects"]);
+    let fragment = dir.compile("init.s", ".globl main\nmain: ret\n.section .init,\"ax\"\nnop\n");
+    refused(&[fragment], &["init.s.o", ".init", "constructor"]);
 }
 
 /// A shared library that is not there, a library name that nothing has, a source that does not compile.

@@ -59,6 +59,13 @@ impl Archive {
         Ok(archive)
     }
 
+    /// Returns the bytes of the members of an archive that is not thin, as far as they can be read.
+    pub(crate) fn objects(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+        let file = ArchiveFile::parse(bytes).ok();
+        let members = file.into_iter().flat_map(|file| file.members().collect::<Vec<_>>());
+        members.filter_map(move |member| member.ok()?.data(bytes).ok())
+    }
+
     /// Returns the members that are objects, in their order.
     pub fn members(&self) -> impl Iterator<Item = Member> + '_ {
         self.members.iter().copied()

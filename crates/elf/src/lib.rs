@@ -12,12 +12,14 @@
 mod archive;
 mod error;
 mod identify;
+mod needs;
 mod object;
 mod section;
 
 pub use archive::{Archive, Member};
 pub use error::ElfError;
 pub use identify::{InputKind, check_shared_object, identify};
+pub use needs::Needs;
 pub use object::parse_object;
 
 pub use farlink_graph::{Bytes, LinkGraph};

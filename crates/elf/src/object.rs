@@ -5,8 +5,8 @@ use crate::identify::check_relocatable;
 use crate::section::{Purpose, purpose};
 use farlink_addr::{Align, AllocGroup, MemProt};
 use farlink_graph::{
-    Arch, BlockId, Bytes, ComdatId, Content, Edge, EdgeKind, GraphBuilder, LinkGraph, Linkage, Place, Scope,
-    SectionKind, SymbolId, SymbolType, Text,
+    Arch, BlockId, Bytes, ComdatId, Content, Edge, EdgeKind, GraphBuilder, LinkGraph, Linkage, NewSection, Place,
+    Scope, SectionKind, SymbolId, SymbolType, Text,
 };
 use object::LittleEndian as LE;
 use object::elf;
@@ -32,6 +32,27 @@ pub fn parse_object(name: &str, bytes: Bytes) -> Result<LinkGraph, ElfError> {
     parser.add_symbols(&mut builder, &blocks)?;
     parser.add_edges(&mut builder, &blocks)?;
     Ok(builder.finish()?)
+}
+
+/// A common symbol of the large model: see the psABI, "Symbol Table".
+const SHN_LARGE_COMMON: elf::SymbolSection = elf::SymbolSection(0xff02);
+
+/// The flag of sections of the large model: see the psABI, "Section Attribute Flags".
+const SHF_LARGE: u64 = 0x1000_0000;
+
+/// What an object that holds nothing but GCC's intermediate code defines.
+const SLIM_LTO: &[u8] = b"__gnu_lto_slim";
+
+/// The section that says whether an object's code wants to run on its stack.
+const STACK_NOTE: &[u8] = b".note.GNU-stack";
+
+/// Returns where the default version of a name begins.
+fn default_version(name: &[u8]) -> Option<usize> {
+    name.windows(2).position(|pair| pair == b"@@")
+}
+
+fn is_common(symbol: &elf::Sym64<LE>) -> bool {
+    matches!(symbol.st_shndx(LE), elf::SHN_COMMON | SHN_LARGE_COMMON)
 }
 
 struct Parser<'a> {
@@ -122,9 +143,13 @@ impl<'a> Parser<'a> {
         let mut blocks = Vec::with_capacity(self.sections.len());
         for (section, &comdat) in self.sections.iter().zip(comdats) {
             let flags = section.sh_flags(LE).0;
-            if flags & elf::SHF_ALLOC.0 == 0 || section.sh_type(LE) == elf::SHT_NULL {
+            let has_memory = flags & elf::SHF_ALLOC.0 != 0 && flags & u64::from(elf::SHF_EXCLUDE.0) == 0;
+            if !has_memory || section.sh_type(LE) == elf::SHT_NULL {
                 if section.sh_type(LE) == elf::SHT_REL {
                     return Err(self.malformed("x86-64 has no relocations without addends (SHT_REL)"));
+                }
+                if flags & elf::SHF_EXECINSTR.0 != 0 && self.section_name(section)? == STACK_NOTE {
+                    builder.set_executable_stack();
                 }
                 blocks.push(None);
                 continue;
@@ -160,15 +185,17 @@ impl<'a> Parser<'a> {
         }
         let is_zero_fill = content == Content::ZeroFill;
         let retain = flags & elf::SHF_GNU_RETAIN.0 != 0;
+        let is_large = flags & SHF_LARGE != 0;
         let name = self.text(builder, name)?;
-        let (_, block) = builder.add_section(name, kind, group, comdat, retain, content, size, align);
+        let section = NewSection { name, kind, group, comdat, retain, is_large, content, size, align };
+        let (_, block) = builder.add_section(section);
         Ok(Linked { block, size, is_zero_fill })
     }
 
     /// Adds a symbol for each of the object's, with the same numbers.
     fn add_symbols(&self, builder: &mut GraphBuilder, blocks: &[Option<Linked>]) -> Result<(), ElfError> {
         for (index, symbol) in self.symbols.enumerate() {
-            let place = if symbol.st_shndx(LE) == elf::SHN_COMMON {
+            let place = if is_common(symbol) {
                 Place::Defined { block: self.add_common(builder, index)?, offset: 0 }
             } else {
                 self.place(symbol, index, blocks)?
@@ -189,9 +216,18 @@ impl<'a> Parser<'a> {
         symbol: &elf::Sym64<LE>,
         place: Place,
     ) -> Result<SymbolId, ElfError> {
-        let name = self.symbols.symbol_name(LE, symbol).map_err(|error| self.malformed(error))?;
+        let mut name = self.symbols.symbol_name(LE, symbol).map_err(|error| self.malformed(error))?;
+        if name == SLIM_LTO {
+            let what = "holds intermediate code for link-time optimization only: compile without -flto, or with \
+                        -ffat-lto-objects";
+            return Err(ElfError::unsupported(self.name, what.to_owned()));
+        }
+        if let Some(at) = default_version(name).filter(|_| place != Place::External { weak: false }) {
+            // `name@@VERSION` is the definition that references without a version mean.
+            name = &name[..at];
+        }
         let linkage = match symbol.st_bind() {
-            _ if symbol.st_shndx(LE) == elf::SHN_COMMON => Linkage::Common,
+            _ if is_common(symbol) => Linkage::Common,
             // Of unique symbols, too, the first one counts.
             elf::STB_WEAK | elf::STB_GNU_UNIQUE => Linkage::Weak,
             _ => Linkage::Strong,
@@ -246,10 +282,20 @@ impl<'a> Parser<'a> {
         // A common symbol's value is its alignment.
         let align = Align::new(symbol.st_value(LE).max(1));
         let align = align.ok_or_else(|| self.malformed("the alignment of a common symbol is not a power of two"))?;
-        let (kind, group) = (SectionKind::Regular, AllocGroup::standard(MemProt::RW));
-        let (name, size) = (Text::Own("COMMON"), symbol.st_size(LE));
-        let (_, block) = builder.add_section(name, kind, group, None, false, Content::ZeroFill, size, align);
-        Ok(block)
+        let is_large = symbol.st_shndx(LE) == SHN_LARGE_COMMON;
+        let is_tls = symbol.st_type() == elf::STT_TLS;
+        let section = NewSection {
+            name: Text::Own("COMMON"),
+            kind: if is_tls { SectionKind::Tls } else { SectionKind::Regular },
+            group: AllocGroup::standard(MemProt::RW),
+            comdat: None,
+            retain: false,
+            is_large,
+            content: Content::ZeroFill,
+            size: symbol.st_size(LE),
+            align,
+        };
+        Ok(builder.add_section(section).1)
     }
 
     /// Adds the relocations of the sections that are linked.

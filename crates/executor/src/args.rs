@@ -1,5 +1,6 @@
 //! The executor's command line, with LLVM's spellings of a connection beside our own.
 
+use crate::environment;
 use crate::listen::Place;
 use crate::server::run;
 use crate::signals::restore_default_signals;
@@ -33,9 +34,13 @@ enum Request {
     Serve { place: Place, is_farlink: bool },
 }
 
-/// Runs the executor with these arguments, which do not begin with the program's name.
+/// Runs the executor with these arguments, which do not begin with the program's name. Call it before there are other
+/// threads: it takes back what a controller has added to the environment.
 #[must_use]
+#[allow(unsafe_code)]
 pub fn main_with_args(args: impl Iterator<Item = OsString>) -> ExitCode {
+    // SAFETY: there is only this thread yet (documented above; this program's `main` and that of `farlink` come here first).
+    unsafe { environment::restore() };
     match parse(args) {
         Ok(Request::Help) => {
             println!("{USAGE}");

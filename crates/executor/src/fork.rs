@@ -5,6 +5,7 @@
 //! whoever makes a process by the bare system call is not seen.
 
 use crate::registry;
+use crate::services::{ForkLock, lock_for_fork};
 use farlink_mem::ChildCopy;
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
@@ -25,6 +26,11 @@ struct Inheritance {
     copies: Vec<ChildCopy>,
     /// The descriptors of connections.
     connections: Vec<RawFd>,
+}
+
+thread_local! {
+    /// What no other thread may be changing while this one forks.
+    static FORK_LOCK: RefCell<Option<ForkLock>> = const { RefCell::new(None) };
 }
 
 thread_local! {
@@ -77,13 +83,16 @@ extern "C" fn before() {
     };
     let inheritance = catch_unwind(prepare).unwrap_or_else(|_| Err("copying linked data panicked".to_owned()));
     INHERITANCE.set(inheritance);
+    FORK_LOCK.set(Some(lock_for_fork()));
 }
 
 extern "C" fn after_in_parent() {
+    FORK_LOCK.set(None);
     INHERITANCE.set(Ok(Inheritance::default()));
 }
 
 extern "C" fn after_in_child() {
+    FORK_LOCK.set(None);
     if IS_CHILD.swap(true, Ordering::Relaxed) {
         return;
     }

@@ -18,10 +18,14 @@
 
 mod args;
 #[allow(unsafe_code)]
+mod environment;
+#[allow(unsafe_code)]
 mod fork;
 mod listen;
 mod local;
 mod main_thread;
+#[allow(unsafe_code)]
+mod module;
 mod registry;
 mod server;
 #[allow(unsafe_code)]
@@ -32,6 +36,7 @@ mod signals;
 mod wrap;
 
 pub use args::main_with_args;
+pub use environment::{OLD_TUNABLES, TUNABLES};
 pub use local::local;
 pub use server::run;
 pub use signals::restore_default_signals;

@@ -95,7 +95,7 @@ impl Logger {
 }
 
 fn initialize(executor: &Executor, init: Vec<ExecutorAddrRange>, exits: Vec<ObjectExits>) {
-    let request = RunInitializers { init, exits, args: args(&["program"]) };
+    let request = RunInitializers { init, exits, args: args(&["program"]), ..RunInitializers::default() };
     executor.bind(RUN_INITIALIZERS).unwrap().call(&request).wait().unwrap().0.unwrap();
 }
 

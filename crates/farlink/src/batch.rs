@@ -8,17 +8,20 @@
 //! 3. **settle**, under the lock: publish addresses, or on failure put the objects back as they were declared.
 
 use crate::Error;
-use crate::claim::{Claim, Claimed, Target};
-use crate::error::UndefinedSymbol;
-use crate::library::{LibraryInner, LinkedObject, ObjectState, State};
+use crate::claim::{Claim, Claimed};
+use crate::library::LibraryInner;
+use crate::place::{self, Places};
+use crate::resolve;
 use crate::session::SessionInner;
-use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
+use crate::state::{LinkedObject, ObjectState, State};
+use crate::table::Value;
+use crate::thread_local::{self, OpenModule};
+use farlink_addr::ExecutorAddr;
 use farlink_graph::{InitArray, LinkGraph};
-use farlink_mem::{FinalizedAlloc, InFlightAlloc};
+use farlink_mem::FinalizedAlloc;
 use farlink_wire::msg::{ActionPair, FiniArray, ObjectExits, RunInitializers};
 use farlink_wire::sps::Blob;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::MutexGuard;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What to link.
@@ -27,6 +30,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) names: &'a [&'a str],
     /// Whether every declared object is linked, or only what `names` need.
     pub(crate) every_object: bool,
+    /// Whether definitions that nothing refers to are left out.
+    pub(crate) drops_unused: bool,
     /// The program's arguments, for initializers.
     pub(crate) args: &'a [Blob<'static>],
 }
@@ -123,25 +128,47 @@ fn add_times(total: &mut PhaseTimes, times: &PhaseTimes) {
 fn put_back(state: &mut State, claim: Claim) {
     for claimed in claim.objects {
         state.forget_uses(claimed.id);
-        state.object(claimed.id).state = ObjectState::Declared { graph: claimed.graph, prepared: true };
+        let graph = claimed.graph;
+        // What has been decided for this batch may not hold for the next. An object that was read once can be read again.
+        let again = farlink_elf::parse_object(graph.name(), graph.bytes().clone()).map_or(graph, Box::new);
+        state.object(claimed.id).state = ObjectState::Declared { graph: again };
+    }
+}
+
+/// The memory of a linked batch.
+struct BatchMemory {
+    objects: Vec<Option<FinalizedAlloc>>,
+    /// What several objects have together.
+    sets: Vec<FinalizedAlloc>,
+}
+
+impl BatchMemory {
+    fn all(self) -> Vec<FinalizedAlloc> {
+        self.objects.into_iter().flatten().chain(self.sets).collect()
     }
 }
 
 /// Publishes the addresses of a batch that has been linked.
-fn publish(state: &mut State, session: &SessionInner, claim: Claim, memory: Vec<Option<FinalizedAlloc>>) {
-    for (claimed, memory) in claim.objects.into_iter().zip(memory) {
+fn publish(state: &mut State, session: &SessionInner, claim: Claim, memory: BatchMemory) {
+    let sets: Vec<Arc<FinalizedAlloc>> = memory.sets.into_iter().map(Arc::new).collect();
+    for (claimed, memory) in claim.objects.into_iter().zip(memory.objects) {
         let graph = claimed.graph;
         for symbol in graph.definitions() {
-            if let Some(address) = graph.symbol_address(symbol) {
-                state.table.publish(graph.symbol_name(symbol), claimed.id, address);
+            let address = graph.symbol_address(symbol).map(Value::Address);
+            let value =
+                if graph.is_thread_local(symbol) { graph.tls_address(symbol).map(Value::ThreadLocal) } else { address };
+            match value {
+                Some(value) => state.table.publish(graph.symbol_name(symbol), claimed.id, value),
+                // Left out, since nothing referred to it.
+                None => state.table.remove(graph.symbol_name(symbol), claimed.id),
             }
         }
         let graph = session.keeps_graphs.then_some(graph);
-        state.object(claimed.id).state = ObjectState::Linked(LinkedObject { memory, graph });
+        state.object(claimed.id).state = ObjectState::Linked(LinkedObject { memory, sets: sets.clone(), graph });
     }
 }
 
-type Linked = (Vec<ExecutorAddr>, Vec<Option<FinalizedAlloc>>);
+type Linked = (Vec<ExecutorAddr>, BatchMemory);
 
 /// Takes the objects of a batch through the phases, up to running their initializers.
 fn link_claimed(
@@ -152,169 +179,66 @@ fn link_claimed(
     stopwatch: &mut Stopwatch,
 ) -> Result<Linked, Error> {
     let session = &library.session;
-    check_collections(claim)?;
-    let allocations = allocate(session, claim)?;
+    let places = place::place(session, claim)?;
     stopwatch.lap(&mut times.allocate);
-    let addresses = resolve(library, claim, batch.names)?;
-    stopwatch.lap(&mut times.resolve);
-    for (claimed, allocation) in claim.objects.iter().zip(&allocations) {
-        if let (Some(layout), Some(allocation)) = (&claimed.layout, allocation) {
-            farlink_graph::fix_up(&claimed.graph, layout, allocation.segments())?;
+    let addresses = resolve::resolve(library, claim, &places, batch.names)?;
+    let module = thread_local::place(session, claim)?;
+    let linked = resolve::resolve_thread_local(library, claim).and_then(|()| {
+        stopwatch.lap(&mut times.resolve);
+        places.fix_up(claim)?;
+        stopwatch.lap(&mut times.fix_up);
+        finalize(session, claim, places, module.as_ref())
+    });
+    let memory = match linked {
+        Ok(memory) => memory,
+        Err(error) => {
+            if let (Some(module), Some(runtime)) = (module, &session.runtime) {
+                runtime.close_tls(&module);
+            }
+            return Err(error);
         }
-    }
-    stopwatch.lap(&mut times.fix_up);
-    let memory = finalize(session, claim, allocations)?;
+    };
     stopwatch.lap(&mut times.finalize);
     if let Err(error) = initialize(session, claim, batch.args) {
         // What went wrong first is what counts; the memory comes back in any case.
-        let _ = session.memory.deallocate(memory.into_iter().flatten().collect()).wait();
+        let _ = session.memory.deallocate(memory.all()).wait();
         return Err(error);
     }
     stopwatch.lap(&mut times.initialize);
     Ok((addresses, memory))
 }
 
-/// Checks that sections which some object goes through from `__start_X` to `__stop_X` are all its own.
-fn check_collections(claim: &Claim) -> Result<(), Error> {
-    let bounded =
-        claim.objects.iter().flat_map(|user| user.graph.bounded_sections().into_iter().map(move |of| (of, user)));
-    let users: HashMap<&str, &Claimed> = bounded.collect();
-    if users.is_empty() {
-        return Ok(());
-    }
-    for claimed in &claim.objects {
-        for section in claimed.graph.collected_sections() {
-            if let Some(user) = users.get(section).filter(|user| user.id != claimed.id) {
-                let name = |of: &Claimed| of.graph.name().to_owned();
-                return Err(Error::SplitSection {
-                    section: section.to_owned(),
-                    user: name(user),
-                    other: name(claimed),
-                });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Gives every object of the batch its memory and its addresses.
-fn allocate(session: &SessionInner, claim: &mut Claim) -> Result<Vec<Option<InFlightAlloc>>, Error> {
-    let mut allocations = Vec::with_capacity(claim.objects.len());
-    for claimed in &mut claim.objects {
-        let layout = farlink_graph::lay_out(&claimed.graph)?;
-        let segments = layout.segments();
-        let allocation = if segments.is_empty() { None } else { Some(session.memory.allocate(segments).wait()?) };
-        let ranges: Vec<ExecutorAddrRange> =
-            allocation.iter().flat_map(InFlightAlloc::segments).map(|segment| segment.range).collect();
-        farlink_graph::assign(&mut claimed.graph, &layout, &ranges);
-        claimed.layout = Some(layout);
-        allocations.push(allocation);
-    }
-    Ok(allocations)
-}
-
-/// Finds the address of every external symbol of the batch; gives those of its names.
-fn resolve(library: &LibraryInner, claim: &mut Claim, names: &[&str]) -> Result<Vec<ExecutorAddr>, Error> {
-    let session = &library.session;
-    let found = match &session.runtime {
-        Some(runtime) => runtime.resolve(&claim.shared, &claim.asked)?,
-        None => vec![session.undefined_zero.then_some(ExecutorAddr::NULL); claim.asked.len()],
-    };
-    check_defined(claim, &found)?;
-    let others = addresses_of_others(library, claim)?;
-    let address = |claim: &Claim, target: Target, name: &str| match target {
-        Target::Known(address) => Some(address),
-        Target::Batch(position, symbol) => claim.objects[position].graph.symbol_address(symbol),
-        Target::Other(_) => others.winner_address(name),
-        Target::Ask(position) => found[position],
-    };
-    for position in 0..claim.objects.len() {
-        for (symbol, target) in std::mem::take(&mut claim.objects[position].targets) {
-            let found = address(claim, target, claim.objects[position].graph.symbol_name(symbol));
-            // Only a weak reference can be left without a definition; it is null.
-            claim.objects[position].graph.set_address(symbol, found.unwrap_or(ExecutorAddr::NULL));
-        }
-    }
-    let roots = claim.roots.iter().zip(names);
-    Ok(roots.map(|(&target, name)| address(claim, target, name).unwrap_or(ExecutorAddr::NULL)).collect())
-}
-
-/// The library's definitions once the objects that other threads were linking have settled.
-struct Others<'a>(Option<MutexGuard<'a, State>>);
-
-impl Others<'_> {
-    fn winner_address(&self, name: &str) -> Option<ExecutorAddr> {
-        self.0.as_ref()?.table.winner(name)?.address
-    }
-}
-
-/// Waits for the objects of this batch's references that other threads are linking.
-fn addresses_of_others<'a>(library: &'a LibraryInner, claim: &Claim) -> Result<Others<'a>, Error> {
-    if claim.others.is_empty() {
-        return Ok(Others(None));
-    }
-    let state = library.wait_settled(&claim.others);
-    let failed = claim.others.iter().map(|&id| &state.objects[id.0 as usize]);
-    match { failed }.find(|slot| !matches!(slot.state, ObjectState::Linked(_))) {
-        Some(slot) => Err(Error::Dependency { object: slot.name.clone() }),
-        None => Ok(Others(Some(state))),
-    }
-}
-
-/// Checks that every name that somebody needs was found; names all that were not, and who needs them.
-fn check_defined(claim: &Claim, found: &[Option<ExecutorAddr>]) -> Result<(), Error> {
-    let is_missing = |target: Target| match target {
-        Target::Ask(position) if found[position].is_none() => Some(position),
-        _ => None,
-    };
-    let mut undefined: BTreeMap<usize, Vec<String>> = BTreeMap::new();
-    for root in claim.roots.iter().filter_map(|&root| is_missing(root)) {
-        undefined.entry(root).or_default();
-    }
-    for claimed in &claim.objects {
-        let strong = claimed.targets.iter().filter(|&&(symbol, _)| !claimed.graph.is_weak_external(symbol));
-        for position in strong.filter_map(|&(_, target)| is_missing(target)) {
-            let users = undefined.entry(position).or_default();
-            // One object may refer to a name through several of its symbols.
-            if users.last().map(String::as_str) != Some(claimed.graph.name()) {
-                users.push(claimed.graph.name().to_owned());
-            }
-        }
-    }
-    if undefined.is_empty() {
-        return Ok(());
-    }
-    let named = undefined.into_iter();
-    let named = named.map(|(position, users)| UndefinedSymbol { name: claim.asked[position].clone(), users });
-    Err(Error::Undefined(named.collect()))
-}
-
 /// Finalizes the memory of the whole batch with one request.
 fn finalize(
     session: &SessionInner,
     claim: &Claim,
-    allocations: Vec<Option<InFlightAlloc>>,
-) -> Result<Vec<Option<FinalizedAlloc>>, Error> {
-    let has_memory: Vec<bool> = allocations.iter().map(Option::is_some).collect();
-    let mut request = Vec::with_capacity(allocations.len());
-    for (claimed, allocation) in claim.objects.iter().zip(allocations) {
+    places: Places,
+    module: Option<&OpenModule>,
+) -> Result<BatchMemory, Error> {
+    let has_memory: Vec<bool> = places.objects.iter().map(|(_, allocation)| allocation.is_some()).collect();
+    let mut request = Vec::with_capacity(has_memory.len());
+    for (position, (_, allocation)) in places.objects.into_iter().enumerate() {
         if let Some(allocation) = allocation {
-            request.push((allocation, actions(session, &claimed.graph)?));
+            let module = module.filter(|module| module.users[position]);
+            request.push((allocation, actions(session, &claim.objects[position].graph, module)?));
         }
     }
+    request.extend(places.sets.into_iter().filter_map(|(_, allocation)| Some((allocation?, Vec::new()))));
     let finalized = if request.is_empty() { Vec::new() } else { session.memory.finalize(request).wait()? };
     let mut finalized = finalized.into_iter();
-    Ok(has_memory.into_iter().map(|has_memory| if has_memory { finalized.next() } else { None }).collect())
+    let objects = has_memory.into_iter().map(|has_memory| if has_memory { finalized.next() } else { None }).collect();
+    Ok(BatchMemory { objects, sets: finalized.collect() })
 }
 
 /// What runs in the executor when an object's memory is finalized, and when it is deallocated.
-fn actions(session: &SessionInner, graph: &LinkGraph) -> Result<Vec<ActionPair>, Error> {
+fn actions(session: &SessionInner, graph: &LinkGraph, module: Option<&OpenModule>) -> Result<Vec<ActionPair>, Error> {
     let Some(runtime) = &session.runtime else { return Ok(Vec::new()) };
     let mut actions = Vec::new();
-    if let Some(section) = graph.eh_frame() {
-        actions.push(runtime.eh_frame_actions(section)?);
+    // Dealloc actions run in reverse: what the object left for its end may still throw, and use its variables.
+    if let Some(module) = module {
+        actions.push(runtime.close_tls_action(module.handle)?);
     }
-    // Dealloc actions run in reverse: what the object left for its end may still throw.
+    actions.extend(runtime.unwind_actions(graph.unwind_index(), graph.eh_frame())?);
     if let Some(dso_handle) = graph.dso_handle() {
         actions.extend(runtime.end_actions(&session.memory, dso_handle, &fini_entries(graph))?);
     }
@@ -324,8 +248,13 @@ fn actions(session: &SessionInner, graph: &LinkGraph) -> Result<Vec<ActionPair>,
 /// Runs the initializers of the batch, in the order of their priorities and, among equals, of the objects.
 fn initialize(session: &SessionInner, claim: &Claim, args: &[Blob<'static>]) -> Result<(), Error> {
     let Some(runtime) = &session.runtime else { return Ok(()) };
+    if claim.objects.iter().any(|claimed| claimed.graph.wants_executable_stack()) {
+        runtime.allow_executable_stacks()?;
+    }
     let mut objects: Vec<&Claimed> = claim.objects.iter().collect();
     objects.sort_by_key(|claimed| claimed.id);
+    let ifuncs = objects.iter().flat_map(|claimed| claimed.graph.ifuncs());
+    let ifuncs: Vec<_> = ifuncs.map(|ifunc| (ifunc.resolver, ifunc.slot)).collect();
     let mut init: Vec<InitArray> = Vec::new();
     let mut exits = Vec::new();
     for claimed in objects {
@@ -335,12 +264,12 @@ fn initialize(session: &SessionInner, claim: &Claim, args: &[Blob<'static>]) -> 
             exits.push(ObjectExits { dso_handle, fini });
         }
     }
-    if init.is_empty() && exits.is_empty() {
+    if init.is_empty() && exits.is_empty() && ifuncs.is_empty() {
         return Ok(());
     }
     init.sort_by_key(|array| array.priority);
     let init = init.iter().flat_map(InitArray::in_order).collect();
-    runtime.run_initializers(&session.memory, &RunInitializers { init, exits, args: args.to_vec() })
+    runtime.run_initializers(&session.memory, &RunInitializers { init, exits, ifuncs, args: args.to_vec() })
 }
 
 /// The parts of an object's arrays of finalizers, which the executor runs last to first.

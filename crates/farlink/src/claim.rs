@@ -5,23 +5,37 @@
 
 use crate::Error;
 use crate::batch::Batch;
-use crate::library::{ObjectId, ObjectState, State};
+use crate::library::ObjectId;
+use crate::state::{ObjectState, State};
+use crate::table::Value;
 use farlink_addr::ExecutorAddr;
-use farlink_graph::{Layout, LinkGraph, SymbolId};
+use farlink_graph::{Bound, Bounded, LinkGraph, Linkage, SymbolId, parse_bound};
 use std::collections::HashMap;
 use std::time::Instant;
 
-/// Where the address of an external symbol comes from.
+/// Where the value of an external symbol comes from.
 #[derive(Clone, Copy)]
 pub(crate) enum Target {
     /// It is known.
-    Known(ExecutorAddr),
+    Known(Value),
     /// Another object of this batch: its position in the batch and its symbol.
     Batch(usize, SymbolId),
     /// An object that another thread is linking.
     Other(ObjectId),
+    /// It is the bound of something that is placed with the batch: position among the bounds.
+    Bound(usize),
     /// The executor is asked: position among the names asked for.
     Ask(usize),
+}
+
+/// What a bound is of. Sets of sections are numbered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    Set(usize),
+    Program,
+    Code,
+    Data,
+    Nothing,
 }
 
 /// An object of the batch.
@@ -32,7 +46,8 @@ pub(crate) struct Claimed {
     pub(crate) targets: Vec<(SymbolId, Target)>,
     /// Its definitions by name, for references from other objects.
     pub(crate) defined: HashMap<String, SymbolId>,
-    pub(crate) layout: Option<Layout>,
+    /// How many of the sets of sections it has been searched for.
+    sets_marked: usize,
 }
 
 /// What a batch consists of.
@@ -40,9 +55,17 @@ pub(crate) struct Claimed {
 pub(crate) struct Claim {
     pub(crate) objects: Vec<Claimed>,
     positions: HashMap<ObjectId, usize>,
+    /// Positions of objects that may have external symbols which have not been looked at.
+    work: Vec<usize>,
+    /// Whether definitions that nothing refers to are left out.
+    drops_unused: bool,
     /// Names to ask the executor for.
     pub(crate) asked: Vec<String>,
     asked_positions: HashMap<String, usize>,
+    /// Bounds that somebody refers to.
+    pub(crate) bounds: Vec<(Of, Bound)>,
+    /// The sets of sections that those are of.
+    pub(crate) sets: Vec<String>,
     /// Where the names of the batch come from.
     pub(crate) roots: Vec<Target>,
     /// Objects that other threads are linking.
@@ -55,6 +78,7 @@ impl Claim {
     /// Claims everything that `batch` needs.
     pub(crate) fn collect(&mut self, state: &mut State, batch: &Batch<'_>) -> Result<(), Error> {
         self.shared.clone_from(&state.shared);
+        self.drops_unused = batch.drops_unused;
         if batch.every_object {
             for index in 0..state.objects.len() {
                 self.add_object(state, ObjectId(index as u32))?;
@@ -62,56 +86,105 @@ impl Claim {
         }
         for name in batch.names {
             let target = self.find(state, name, true)?;
+            self.reach(target);
             self.roots.push(target);
         }
         // Objects found on the way are appended and get their turn: a worklist, however long the chain.
-        let mut next = 0;
-        while next < self.objects.len() {
-            self.resolve_object(state, next)?;
-            next += 1;
+        loop {
+            while let Some(position) = self.work.pop() {
+                self.resolve_object(state, position)?;
+            }
+            self.mark_sets();
+            if self.work.is_empty() {
+                break;
+            }
         }
-        Ok(())
+        self.find_late(state)?;
+        self.record_uses(state);
+        self.objects.iter_mut().try_for_each(|claimed| Ok(farlink_graph::build_tables(&mut claimed.graph)?))
     }
 
-    /// Finds a source for each external symbol of an object of the batch.
+    /// Finds a source for each new external symbol of an object of the batch.
     fn resolve_object(&mut self, state: &mut State, position: usize) -> Result<(), Error> {
-        let user = self.objects[position].id;
-        let externals: Vec<_> = self.objects[position].graph.externals().collect();
-        let mut targets = Vec::with_capacity(externals.len());
-        for symbol in externals {
+        for symbol in self.objects[position].graph.take_new_externals() {
             let graph = &self.objects[position].graph;
             let strong = !graph.is_weak_external(symbol);
             let name = graph.symbol_name(symbol).to_owned();
+            if state.table.winner(&name).is_none() && farlink_graph::provide(&mut self.objects[position].graph, symbol)
+            {
+                self.work.push(position);
+                continue;
+            }
             let target = self.find(state, &name, strong)?;
-            self.record_use(state, user, &name, target);
-            targets.push((symbol, target));
+            self.reach(target);
+            self.objects[position].targets.push((symbol, target));
         }
-        self.objects[position].targets = targets;
         Ok(())
     }
 
-    /// Notes that `user` cannot do without the object that holds the definition of `name`.
-    fn record_use(&self, state: &mut State, user: ObjectId, name: &str, target: Target) {
-        let used = match target {
-            Target::Known(_) => state.table.winner(name).and_then(|definition| definition.object),
-            Target::Batch(position, _) => Some(self.objects[position].id),
-            Target::Other(object) => Some(object),
-            Target::Ask(_) => None,
-        };
-        if let Some(used) = used.filter(|&used| used != user) {
-            state.object(user).uses.insert(used);
-            state.object(used).users.insert(user);
+    /// Makes sure that what a reference leads to is linked.
+    fn reach(&mut self, target: Target) {
+        if let (Target::Batch(position, symbol), true) = (target, self.drops_unused) {
+            farlink_graph::mark_symbol(&mut self.objects[position].graph, symbol);
+            self.work.push(position);
+        }
+    }
+
+    /// Marks the sections of all sets whose bounds somebody refers to.
+    fn mark_sets(&mut self) {
+        for (position, claimed) in self.objects.iter_mut().enumerate() {
+            for set in &self.sets[claimed.sets_marked..] {
+                farlink_graph::mark_sections(&mut claimed.graph, set);
+                self.work.push(position);
+            }
+            claimed.sets_marked = self.sets.len();
+        }
+    }
+
+    /// Finds again what a weak reference did not find, because it loads no member of an archive, and another did.
+    fn find_late(&mut self, state: &mut State) -> Result<(), Error> {
+        for position in 0..self.objects.len() {
+            for index in 0..self.objects[position].targets.len() {
+                let (symbol, target) = self.objects[position].targets[index];
+                let name = self.objects[position].graph.symbol_name(symbol);
+                if matches!(target, Target::Ask(_)) && state.table.winner(name).is_some() {
+                    let name = name.to_owned();
+                    self.objects[position].targets[index].1 = self.find(state, &name, false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes which objects cannot do without which others.
+    fn record_uses(&self, state: &mut State) {
+        for claimed in &self.objects {
+            for &(symbol, target) in &claimed.targets {
+                let used = match target {
+                    Target::Known(_) => {
+                        let definition = state.table.winner(claimed.graph.symbol_name(symbol));
+                        definition.and_then(|definition| definition.object)
+                    }
+                    Target::Batch(position, _) => Some(self.objects[position].id),
+                    Target::Other(object) => Some(object),
+                    Target::Bound(_) | Target::Ask(_) => None,
+                };
+                if let Some(used) = used.filter(|&used| used != claimed.id) {
+                    state.object(claimed.id).uses.insert(used);
+                    state.object(used).users.insert(claimed.id);
+                }
+            }
         }
     }
 
     /// Finds where `name` is defined. A strong reference loads the archive member that defines it.
     fn find(&mut self, state: &mut State, name: &str, strong: bool) -> Result<Target, Error> {
         if state.table.winner(name).is_none() && strong {
-            load_member(state, name)?;
+            load_member(state, name, false)?;
         }
-        let Some(definition) = state.table.winner(name) else { return Ok(Target::Ask(self.ask(name))) };
-        if let Some(address) = definition.address {
-            return Ok(Target::Known(address));
+        let Some(definition) = state.table.winner(name) else { return Ok(self.find_elsewhere(name)) };
+        if let Some(value) = definition.value {
+            return Ok(Target::Known(value));
         }
         let object = definition.object.expect("a definition without an object has an address");
         self.add_object(state, object)?;
@@ -125,6 +198,29 @@ impl Claim {
         }
     }
 
+    /// Returns where a name that no object defines comes from.
+    fn find_elsewhere(&mut self, name: &str) -> Target {
+        let Some((bounded, bound)) = parse_bound(name) else { return Target::Ask(self.ask(name)) };
+        let of = match bounded {
+            Bounded::Sections(section) => {
+                let known = self.sets.iter().position(|set| set == section);
+                Of::Set(known.unwrap_or_else(|| {
+                    self.sets.push(section.to_owned());
+                    self.sets.len() - 1
+                }))
+            }
+            Bounded::Program => Of::Program,
+            Bounded::Code => Of::Code,
+            Bounded::Data => Of::Data,
+            Bounded::Nothing => Of::Nothing,
+        };
+        let known = self.bounds.iter().position(|&other| other == (of, bound));
+        Target::Bound(known.unwrap_or_else(|| {
+            self.bounds.push((of, bound));
+            self.bounds.len() - 1
+        }))
+    }
+
     fn ask(&mut self, name: &str) -> usize {
         if let Some(&position) = self.asked_positions.get(name) {
             return position;
@@ -136,38 +232,58 @@ impl Claim {
 
     /// Adds an object to the batch if nobody has linked it or is linking it.
     fn add_object(&mut self, state: &mut State, id: ObjectId) -> Result<(), Error> {
+        if let ObjectState::Declared { graph } = &state.object(id).state {
+            let commons: Vec<_> = common_names(graph);
+            for name in commons {
+                load_member(state, &name, true)?;
+            }
+        }
         let slot = state.object(id);
         match std::mem::replace(&mut slot.state, ObjectState::Linking) {
-            ObjectState::Declared { mut graph, prepared } => {
-                let outcome = if prepared { Ok(()) } else { prepare(state, id, &mut graph) };
+            ObjectState::Declared { mut graph } => {
+                prepare(state, id, &mut graph, !self.drops_unused);
                 let defined =
                     graph.definitions().map(|symbol| (graph.symbol_name(symbol).to_owned(), symbol)).collect();
                 self.positions.insert(id, self.objects.len());
-                self.objects.push(Claimed { id, graph, targets: Vec::new(), defined, layout: None });
-                outcome
+                self.work.push(self.objects.len());
+                self.objects.push(Claimed { id, graph, targets: Vec::new(), defined, sets_marked: 0 });
             }
             other => {
                 if matches!(other, ObjectState::Linking) && !self.positions.contains_key(&id) {
                     self.others.push(id);
                 }
                 slot.state = other;
-                Ok(())
             }
         }
+        Ok(())
     }
 }
 
-/// Declares the archive member that defines `name`, if there is one.
-fn load_member(state: &mut State, name: &str) -> Result<(), Error> {
+fn common_names(graph: &LinkGraph) -> Vec<String> {
+    let is_common = |&symbol: &SymbolId| graph.symbol(symbol).linkage == Linkage::Common;
+    graph.definitions().filter(is_common).map(|symbol| graph.symbol_name(symbol).to_owned()).collect()
+}
+
+/// Declares the archive member that defines `name`, if there is one. With `replaces_common`, only one that does so with
+/// data of its own: an initialized variable counts more than a common one, and natively too its member is loaded for it.
+fn load_member(state: &mut State, name: &str, replaces_common: bool) -> Result<(), Error> {
     for index in 0..state.archives.len() {
         let archive = &mut state.archives[index];
         let Some(member) = archive.archive.find(name) else { continue };
-        if !archive.loaded.insert(member.position()) {
+        if archive.loaded.contains(&member.position()) {
             continue;
         }
         let start = Instant::now();
         let (display_name, bytes) = archive.archive.member(member)?;
         let graph = farlink_elf::parse_object(&display_name, bytes)?;
+        if replaces_common {
+            let symbol = graph.definitions().find(|&symbol| graph.symbol_name(symbol) == name);
+            let symbol = symbol.map(|symbol| graph.symbol(symbol));
+            if symbol.is_none_or(|symbol| !symbol.is_data() || symbol.linkage == Linkage::Common) {
+                continue;
+            }
+        }
+        archive.loaded.insert(member.position());
         state.declare(graph)?;
         state.times.parse += start.elapsed();
         if state.table.winner(name).is_some() {
@@ -177,8 +293,8 @@ fn load_member(state: &mut State, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes out of `graph` what does not count, drops what nothing needs, and builds its tables.
-fn prepare(state: &State, id: ObjectId, graph: &mut LinkGraph) -> Result<(), Error> {
+/// Takes out of `graph` what does not count, and marks what is needed in any case.
+fn prepare(state: &State, id: ObjectId, graph: &mut LinkGraph, keeps_definitions: bool) {
     let lost: Vec<_> =
         graph.comdats().filter(|&comdat| !state.table.owns_comdat(graph.comdat_signature(comdat), id)).collect();
     for comdat in lost {
@@ -192,6 +308,5 @@ fn prepare(state: &State, id: ObjectId, graph: &mut LinkGraph) -> Result<(), Err
     for symbol in lost {
         graph.externalize(symbol);
     }
-    farlink_graph::prune(graph);
-    Ok(farlink_graph::build_tables(graph)?)
+    farlink_graph::prune(graph, keeps_definitions);
 }

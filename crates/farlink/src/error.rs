@@ -71,19 +71,6 @@ pub enum Error {
     /// Symbols are defined nowhere.
     #[error("{}", undefined(.0))]
     Undefined(Vec<UndefinedSymbol>),
-    /// A set of sections that an object goes through as a whole is in several objects.
-    #[error(
-        "{user} refers to __start_{section} or __stop_{section}, and {other} has a section {section} too: \
-         put them into one object with `ld -r`"
-    )]
-    SplitSection {
-        /// The name of the sections.
-        section: String,
-        /// The object that refers to their bounds.
-        user: String,
-        /// Another object that has one.
-        other: String,
-    },
     /// An object that others use cannot be removed.
     #[error("{object} cannot be removed while {} refers to it", .users.join(", "))]
     InUse {

@@ -19,12 +19,16 @@ mod claim;
 mod error;
 mod image;
 mod library;
+mod place;
 mod process;
+mod resolve;
 mod runtime;
 mod session;
+mod state;
 mod stats;
 mod support;
 mod table;
+mod thread_local;
 
 pub use batch::PhaseTimes;
 pub use buffer::SharedBuffer;

@@ -5,18 +5,19 @@
 
 use crate::batch::{self, Batch};
 use crate::session::SessionInner;
-use crate::table::{Definition, Strength, SymbolTable};
+use crate::state::{LibraryArchive, ObjectState, State};
+use crate::table::{Definition, Strength, Value};
 use crate::{Error, PhaseTimes};
 use farlink_addr::ExecutorAddr;
 use farlink_elf::Archive;
-use farlink_graph::{Bytes, LinkGraph, Linkage, SymbolId};
-use farlink_mem::FinalizedAlloc;
+use farlink_graph::{Bytes, LinkGraph};
 use farlink_wire::msg::MainCall;
 use farlink_wire::sps::Blob;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -44,127 +45,17 @@ pub(crate) struct LibraryInner {
     pub(crate) name: String,
     pub(crate) session: Arc<SessionInner>,
     state: Mutex<State>,
+    /// Whether programs are linked without definitions that nothing refers to.
+    drops_unused: AtomicBool,
     /// Signalled when an object that was being linked is not any more.
     settled: Condvar,
 }
 
-#[derive(Default)]
-pub(crate) struct State {
-    pub(crate) table: SymbolTable,
-    /// Indexed by [`ObjectId`], which is never used again.
-    pub(crate) objects: Vec<ObjectSlot>,
-    pub(crate) archives: Vec<LibraryArchive>,
-    /// Handles of the shared libraries, in the order in which they were added.
-    pub(crate) shared: Vec<ExecutorAddr>,
-    pub(crate) times: PhaseTimes,
-}
-
-pub(crate) struct ObjectSlot {
-    pub(crate) name: String,
-    pub(crate) state: ObjectState,
-    /// The names it defines and the signatures of its COMDAT groups, to be forgotten with it.
-    pub(crate) defines: Vec<Arc<str>>,
-    pub(crate) comdats: Vec<Arc<str>>,
-    /// Objects that this one refers to, once it is being linked.
-    pub(crate) uses: BTreeSet<ObjectId>,
-    /// Objects that refer to this one.
-    pub(crate) users: BTreeSet<ObjectId>,
-}
-
-pub(crate) enum ObjectState {
-    /// Parsed. `prepared` once definitions that do not count have been taken out of the graph.
-    Declared {
-        graph: Box<LinkGraph>,
-        prepared: bool,
-    },
-    /// Some thread is linking it.
-    Linking,
-    Linked(LinkedObject),
-    Removed,
-}
-
-pub(crate) struct LinkedObject {
-    /// Its memory; none if it has no bytes in the executor.
-    pub(crate) memory: Option<FinalizedAlloc>,
-    /// The graph with its addresses, where the session keeps it.
-    pub(crate) graph: Option<Box<LinkGraph>>,
-}
-
-pub(crate) struct LibraryArchive {
-    pub(crate) archive: Archive,
-    /// Members that have been declared, by their position.
-    pub(crate) loaded: HashSet<u64>,
-}
-
-impl State {
-    pub(crate) fn object(&mut self, id: ObjectId) -> &mut ObjectSlot {
-        &mut self.objects[id.0 as usize]
-    }
-
-    /// Enters an object and its definitions.
-    pub(crate) fn declare(&mut self, graph: LinkGraph) -> Result<ObjectId, Error> {
-        let id = ObjectId(u32::try_from(self.objects.len()).expect("fewer objects than fit in memory"));
-        let definitions: Vec<_> = graph.definitions().map(|symbol| (symbol, strength(&graph, symbol))).collect();
-        for &(symbol, strength) in &definitions {
-            let name = graph.symbol_name(symbol);
-            self.table.check(name, strength).map_err(|conflict| Error::DuplicateDefinition {
-                symbol: name.to_owned(),
-                first: conflict.first.map_or("a definition with an address".to_owned(), |object| {
-                    self.objects[object.0 as usize].name.clone()
-                }),
-                second: graph.name().to_owned(),
-            })?;
-        }
-        let definitions = definitions.into_iter().map(|(symbol, strength)| {
-            let definition = Definition { object: Some(id), strength, address: None };
-            self.table.add(graph.symbol_name(symbol), definition)
-        });
-        let defines = definitions.collect();
-        let comdats = graph.comdats().map(|comdat| self.table.add_comdat(graph.comdat_signature(comdat), id)).collect();
-        self.objects.push(ObjectSlot {
-            name: graph.name().to_owned(),
-            state: ObjectState::Declared { graph: Box::new(graph), prepared: false },
-            defines,
-            comdats,
-            uses: BTreeSet::new(),
-            users: BTreeSet::new(),
-        });
-        Ok(id)
-    }
-
-    /// Forgets what an object defined and what it refers to.
-    fn forget(&mut self, id: ObjectId) {
-        let slot = self.object(id);
-        let (defines, comdats) = (std::mem::take(&mut slot.defines), std::mem::take(&mut slot.comdats));
-        for name in defines {
-            self.table.remove(&name, id);
-        }
-        for signature in comdats {
-            self.table.remove_comdat(&signature, id);
-        }
-        self.forget_uses(id);
-    }
-
-    /// Forgets which objects `id` refers to.
-    pub(crate) fn forget_uses(&mut self, id: ObjectId) {
-        for used in std::mem::take(&mut self.object(id).uses) {
-            self.object(used).users.remove(&id);
-        }
-    }
-}
-
-/// How much a definition counts beside others of its name.
-fn strength(graph: &LinkGraph, id: SymbolId) -> Strength {
-    let symbol = graph.symbol(id);
-    match symbol.linkage {
-        Linkage::Common => Strength::Common(symbol.size),
-        Linkage::Strong if graph.symbol_comdat(id).is_none() => Strength::Strong,
-        // Every copy of a COMDAT group is as good as any other.
-        Linkage::Strong | Linkage::Weak => Strength::Weak,
-    }
-}
-
 impl LibraryInner {
+    fn drops_unused(&self) -> bool {
+        self.drops_unused.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -186,14 +77,20 @@ impl LibraryInner {
 
 impl Library {
     pub(crate) fn new(name: &str, session: Arc<SessionInner>) -> Self {
-        let (state, settled) = (Mutex::default(), Condvar::new());
-        Self { inner: Arc::new(LibraryInner { name: name.to_owned(), session, state, settled }) }
+        let (state, drops_unused, settled) = (Mutex::default(), AtomicBool::new(false), Condvar::new());
+        Self { inner: Arc::new(LibraryInner { name: name.to_owned(), session, state, drops_unused, settled }) }
     }
 
     /// Returns the library's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// Has programs, as [`Self::run_program`] links them, linked without the definitions that nothing refers to, from the
+    /// entry on: what GNU ld's `--gc-sections` keeps is kept. Only what is linked can be looked up afterwards.
+    pub fn drop_unused(&self) {
+        self.inner.drops_unused.store(true, Ordering::Relaxed);
     }
 
     /// Declares a relocatable object. `name` is what errors call it.
@@ -230,14 +127,17 @@ impl Library {
 
     /// Opens a shared library in the executor and makes its symbols known to this library.
     ///
-    /// `path` is a path or a name that the executor's dynamic linker finds. The library stays open.
+    /// `path` is a path or a name that the executor's dynamic linker finds. The library stays open. Objects that want its
+    /// thread-local variables at a fixed distance from the thread pointer, as code does that was not compiled with `-fPIC`,
+    /// have to be added before it.
     ///
     /// # Errors
     ///
     /// Fails if the executor cannot open it.
     pub fn add_shared_library(&self, path: &str) -> Result<(), Error> {
         let session = &self.inner.session;
-        let handle = session.runtime()?.open_library(path).map_err(|error| session.explain(error))?;
+        let names = self.inner.lock().static_tls_names();
+        let handle = session.runtime()?.open_static(path, names).map_err(|error| session.explain(error))?;
         self.inner.lock().shared.push(handle);
         Ok(())
     }
@@ -256,7 +156,9 @@ impl Library {
             }),
             second: "a definition with an address".to_owned(),
         })?;
-        state.table.add(name, Definition { object: None, strength: Strength::Strong, address: Some(addr) });
+        state
+            .table
+            .add(name, Definition { object: None, strength: Strength::Strong, value: Some(Value::Address(addr)) });
         Ok(())
     }
 
@@ -276,7 +178,7 @@ impl Library {
     ///
     /// As [`Self::lookup`].
     pub fn lookup_all(&self, names: &[&str]) -> Result<Vec<ExecutorAddr>, Error> {
-        self.link(Batch { names, every_object: false, args: &[] })
+        self.link(Batch { names, every_object: false, drops_unused: false, args: &[] })
     }
 
     /// Links every object that has been declared, whether anything refers to it or not, and runs its initializers.
@@ -285,7 +187,7 @@ impl Library {
     ///
     /// As [`Self::lookup`].
     pub fn link_all(&self) -> Result<(), Error> {
-        self.link(Batch { names: &[], every_object: true, args: &[] }).map(drop)
+        self.link(Batch { names: &[], every_object: true, drops_unused: false, args: &[] }).map(drop)
     }
 
     /// Links every object and calls `entry` as C's `main` on the executor's main thread; gives its result.
@@ -345,7 +247,12 @@ impl Library {
     /// Links every object and returns the call of `entry` with `args`.
     fn main_call(&self, entry: &str, args: &[OsString]) -> Result<MainCall, Error> {
         let args: Vec<Blob<'static>> = args.iter().map(|arg| arg.clone().into_vec().into()).collect();
-        let found = self.link(Batch { names: &[entry], every_object: true, args: &args })?;
+        let found = self.link(Batch {
+            names: &[entry],
+            every_object: true,
+            drops_unused: self.inner.drops_unused(),
+            args: &args,
+        })?;
         Ok(MainCall { main: found[0], args })
     }
 
@@ -369,8 +276,8 @@ impl Library {
                 return Err(Error::InUse { object, users });
             }
             let memory = match std::mem::replace(&mut slot.state, ObjectState::Removed) {
-                ObjectState::Declared { .. } => None,
-                ObjectState::Linked(linked) => linked.memory,
+                ObjectState::Declared { .. } => Vec::new(),
+                ObjectState::Linked(linked) => linked.into_memory(),
                 ObjectState::Removed => return Err(Error::Removed),
                 ObjectState::Linking => unreachable!("the object has settled"),
             };
@@ -378,12 +285,10 @@ impl Library {
             memory
         };
         let session = &self.inner.session;
-        match memory {
-            Some(memory) => {
-                session.memory.deallocate(vec![memory]).wait().map_err(|error| session.explain(error.into()))
-            }
-            None => Ok(()),
+        if memory.is_empty() {
+            return Ok(());
         }
+        session.memory.deallocate(memory).wait().map_err(|error| session.explain(error.into()))
     }
 
     /// Returns how long the phases of this library's links took so far.
@@ -408,11 +313,13 @@ impl Library {
 impl Drop for LibraryInner {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let linked = state.objects.iter_mut().filter_map(|slot| match &mut slot.state {
-            ObjectState::Linked(linked) => linked.memory.take(),
-            _ => None,
-        });
-        let memory: Vec<_> = linked.collect();
+        let states = state.objects.drain(..).map(|slot| slot.state);
+        let memory: Vec<_> = states
+            .flat_map(|state| match state {
+                ObjectState::Linked(linked) => linked.into_memory(),
+                _ => Vec::new(),
+            })
+            .collect();
         if !memory.is_empty() {
             // Nobody is left to be told that something failed at its end; the memory comes back all the same.
             let _ = self.session.memory.deallocate(memory).wait();

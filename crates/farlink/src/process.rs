@@ -28,6 +28,25 @@ const END_GRACE: Duration = Duration::from_secs(5);
 pub(crate) struct Program {
     pub(crate) path: PathBuf,
     pub(crate) args: Vec<OsString>,
+    /// Bytes of thread-local variables at one distance from every thread's pointer that linked code may have, besides those
+    /// that the C library has room for anyway.
+    pub(crate) static_tls_bytes: u64,
+}
+
+/// Has the executor's C library keep room for thread-local variables. The executor gives its program the environment as it
+/// was: the old value goes along.
+fn reserve_static_tls(command: &mut Command, bytes: u64) {
+    const NAME: &str = "glibc.rtld.optional_static_tls";
+    let old = std::env::var_os(farlink_executor::TUNABLES).unwrap_or_default();
+    if old.to_string_lossy().contains(NAME) {
+        return;
+    }
+    let mut new = old.clone();
+    if !new.is_empty() {
+        new.push(":");
+    }
+    new.push(format!("{NAME}={bytes}"));
+    command.env(farlink_executor::TUNABLES, new).env(farlink_executor::OLD_TUNABLES, old);
 }
 
 impl Program {
@@ -41,7 +60,7 @@ impl Program {
             std::env::split_paths(&path).map(|dir| dir.join(NAME)).find(|path| path.is_file())
         };
         let path = named.or(beside).or_else(in_path).ok_or(Error::NoExecutor)?;
-        Ok(Self { path, args: Vec::new() })
+        Ok(Self { path, args: Vec::new(), static_tls_bytes: 0 })
     }
 }
 
@@ -114,6 +133,9 @@ impl Process {
         let mut command = Command::new(&program.path);
         // LLVM's executors take the first argument that is theirs and ignore the rest.
         command.args(&program.args).arg(format!("filedescs={number},{number}")).arg("--farlink");
+        if program.static_tls_bytes > 0 {
+            reserve_static_tls(&mut command, program.static_tls_bytes);
+        }
         // SAFETY: the closure runs between fork and exec and makes one system call, fcntl, which is safe there.
         unsafe {
             command.pre_exec(move || Ok(rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())?));

@@ -2,18 +2,26 @@
 
 use crate::Error;
 use crate::support::{FINALIZE, Support};
+use crate::thread_local::OpenModule;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_mem::MemoryManager;
 use farlink_rpc::{CallError, Executor, Pending};
 use farlink_wire::functions::{
-    DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19, DYLIB_INSTANCE, DYLIB_LOOKUP, DYLIB_OPEN, DYLIB_RESOLVE, Expected,
-    READ_BUFFERS, REGISTER_EH_FRAME, REGISTER_EH_FRAME_19, RESOLVE, RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS,
-    RUN_PROGRAM, WRITE_BUFFERS,
+    ALLOW_EXECUTABLE_STACKS, DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19, DEREGISTER_UNWIND_INDEX, DYLIB_INSTANCE,
+    DYLIB_LOOKUP, DYLIB_OPEN, DYLIB_OPEN_STATIC, DYLIB_RESOLVE, Expected, PLACE_BELOW, READ_BUFFERS, REGISTER_EH_FRAME,
+    REGISTER_EH_FRAME_19, REGISTER_UNWIND_INDEX, RESOLVE, RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS, RUN_PROGRAM,
+    SIMPLE_INSTANCE, TLS_CLOSE, TLS_OPEN, TLS_RESOLVE, WRITE_BUFFERS,
 };
-use farlink_wire::msg::{ActionPair, FiniArray, LookupName, MainCall, RunInitializers, SymbolDef, WrapperFunctionCall};
+use farlink_wire::msg::{
+    ActionPair, FiniArray, LookupName, MainCall, RunInitializers, SymbolDef, TlsName, TlsPlace, TlsTemplate,
+    WrapperFunctionCall,
+};
 use farlink_wire::sps::SpsError;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Why an executor has no thread-local variables for linked code.
+const NO_TLS: &str = "it is not farlink's, and has no such function; recompile with -femulated-tls";
 
 /// Definitions that an executor is asked for.
 type Found = Pending<Result<Expected<Vec<Option<SymbolDef>>>, CallError>>;
@@ -55,6 +63,17 @@ impl Runtime {
         let instance = self.executor.object(DYLIB_INSTANCE)?;
         let open = self.executor.bind(DYLIB_OPEN)?;
         answer("open the shared library", open.call(&(instance, path.to_owned(), 0)).wait()?)
+    }
+
+    /// As [`Self::open_library`], so that code can count on the distance of these thread-local variables from the thread
+    /// pointer, if the executor can do that.
+    pub(crate) fn open_static(&self, path: &str, names: Vec<String>) -> Result<ExecutorAddr, Error> {
+        if names.is_empty() || !self.executor.offers(DYLIB_OPEN_STATIC) {
+            return self.open_library(path);
+        }
+        let instance = self.executor.object(DYLIB_INSTANCE)?;
+        let open = self.executor.bind(DYLIB_OPEN_STATIC)?;
+        answer("open the shared library", open.call(&(instance, path.to_owned(), names)).wait()?)
     }
 
     fn process_handle(&self) -> Result<ExecutorAddr, Error> {
@@ -119,8 +138,76 @@ impl Runtime {
         Ok(found)
     }
 
-    /// Returns the actions that register an `.eh_frame` section with the executor's unwinder and remove it again.
-    pub(crate) fn eh_frame_actions(&self, section: ExecutorAddrRange) -> Result<ActionPair, Error> {
+    /// Returns the actions that tell the executor's unwinder of an object's unwind information and take it back.
+    pub(crate) fn unwind_actions(
+        &self,
+        index: Option<ExecutorAddrRange>,
+        section: Option<ExecutorAddrRange>,
+    ) -> Result<Option<ActionPair>, Error> {
+        match (index, section) {
+            (Some(index), _) if self.executor.offers(REGISTER_UNWIND_INDEX) => {
+                let register = self.executor.bind(REGISTER_UNWIND_INDEX)?.addr();
+                let deregister = self.executor.bind(DEREGISTER_UNWIND_INDEX)?.addr();
+                Ok(Some(ActionPair {
+                    finalize: Some(WrapperFunctionCall::new(register, &(index,))),
+                    dealloc: Some(WrapperFunctionCall::new(deregister, &(index,))),
+                }))
+            }
+            (Some(_), Some(section)) => self.eh_frame_actions(section).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes a module of thread-local variables; gives its handle and its place.
+    pub(crate) fn open_tls(&self, template: &TlsTemplate) -> Result<(ExecutorAddr, TlsPlace), Error> {
+        let operation = "give threads the variables of linked code";
+        if !self.executor.offers(TLS_OPEN) {
+            return Err(Error::Refused { operation, text: NO_TLS.to_owned() });
+        }
+        answer(operation, self.executor.bind(TLS_OPEN)?.call(template).wait()?)
+    }
+
+    /// Returns the action that closes a module of thread-local variables.
+    pub(crate) fn close_tls_action(&self, handle: ExecutorAddr) -> Result<ActionPair, Error> {
+        let close = self.executor.bind(TLS_CLOSE)?.addr();
+        Ok(ActionPair { finalize: None, dealloc: Some(WrapperFunctionCall::new(close, &(handle,))) })
+    }
+
+    /// Closes a module that nothing has come to use.
+    pub(crate) fn close_tls(&self, module: &OpenModule) {
+        let Ok(close) = self.executor.bind(TLS_CLOSE) else { return };
+        for _ in module.users.iter().filter(|&&user| user) {
+            // Something has failed before this, which counts; the executor may have closed it already.
+            let _ = close.call(&(module.handle,)).wait();
+        }
+    }
+
+    /// Returns where thread-local variables of shared libraries are.
+    pub(crate) fn resolve_tls(&self, names: &[TlsName]) -> Result<Vec<Option<TlsPlace>>, Error> {
+        let operation = "find thread-local variables of shared libraries";
+        if !self.executor.offers(TLS_RESOLVE) {
+            return Err(Error::Refused { operation, text: NO_TLS.to_owned() });
+        }
+        let places = self.executor.bind(TLS_RESOLVE)?.call(&(names.to_vec(),)).wait()?;
+        let places = answer(operation, places)?;
+        if places.len() != names.len() {
+            let text = format!("{} places came back for {} names", places.len(), names.len());
+            return Err(Error::Refused { operation, text });
+        }
+        Ok(places)
+    }
+
+    /// Lets code run on the stacks of all threads.
+    pub(crate) fn allow_executable_stacks(&self) -> Result<(), Error> {
+        let operation = "run code on stacks, as pointers to nested functions need it";
+        if !self.executor.offers(ALLOW_EXECUTABLE_STACKS) {
+            return Err(Error::Refused { operation, text: "it is not farlink's".to_owned() });
+        }
+        let SpsError(result) = self.executor.bind(ALLOW_EXECUTABLE_STACKS)?.call(&()).wait()?;
+        answer(operation, result)
+    }
+
+    fn eh_frame_actions(&self, section: ExecutorAddrRange) -> Result<ActionPair, Error> {
         let either = |name, name_19| self.executor.bind(name).or_else(|_| self.executor.bind(name_19));
         let register = either(REGISTER_EH_FRAME, REGISTER_EH_FRAME_19)?.addr();
         let deregister = either(DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19)?.addr();
@@ -168,6 +255,10 @@ impl Runtime {
 
     pub(crate) fn run_initializers(&self, memory: &MemoryManager, request: &RunInitializers) -> Result<(), Error> {
         if let Some(support) = self.support(memory)? {
+            if !request.ifuncs.is_empty() {
+                let text = "it is not farlink's, and has no such function".to_owned();
+                return Err(Error::Refused { operation: "choose among the implementations of an IFUNC", text });
+            }
             // What runs at the end are actions there.
             return request.init.iter().try_for_each(|&array| support.run(&self.executor, array));
         }
@@ -192,6 +283,17 @@ impl Runtime {
     pub(crate) fn can_run_programs(&self) -> bool {
         self.executor.offers(RUN_PROGRAM)
     }
+}
+
+/// Has the executor place what it reserves from now on below `limit`.
+pub(crate) fn place_below(executor: &Executor, limit: ExecutorAddr) -> Result<(), Error> {
+    let operation = "place linked code in low memory";
+    if !executor.offers(PLACE_BELOW) {
+        return Err(Error::Refused { operation, text: "it is not farlink's; recompile with -fPIC".to_owned() });
+    }
+    let instance = executor.object(SIMPLE_INSTANCE)?;
+    let SpsError(result) = executor.bind(PLACE_BELOW)?.call(&(instance, limit.as_u64())).wait()?;
+    answer(operation, result)
 }
 
 fn answer<T>(operation: &'static str, answer: Expected<T>) -> Result<T, Error> {

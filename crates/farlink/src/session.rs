@@ -33,10 +33,15 @@ pub enum Memory {
 /// Bytes of address space that are reserved at once: 1 GiB. Pages are used only as they are written.
 pub const DEFAULT_RESERVATION_BYTES: u64 = 1 << 30;
 
+/// What 32-bit absolute addresses reach, with either sign.
+const LOW_LIMIT: ExecutorAddr = ExecutorAddr::new(1 << 31);
+
 /// What a session is made of.
 #[derive(Clone, Debug)]
 pub struct SessionBuilder {
     program: Option<Program>,
+    static_tls_bytes: u64,
+    low_memory: bool,
     memory: Memory,
     reservation_bytes: u64,
     options: Options,
@@ -46,7 +51,14 @@ impl Default for SessionBuilder {
     fn default() -> Self {
         // The executor is told that its controller is farlink, so it may answer with out-of-band errors.
         let options = Options { out_of_band_results: true, ..Options::default() };
-        Self { program: None, memory: Memory::default(), reservation_bytes: DEFAULT_RESERVATION_BYTES, options }
+        Self {
+            program: None,
+            static_tls_bytes: 0,
+            low_memory: false,
+            memory: Memory::default(),
+            reservation_bytes: DEFAULT_RESERVATION_BYTES,
+            options,
+        }
     }
 }
 
@@ -57,7 +69,7 @@ impl SessionBuilder {
     /// program, and in `PATH`.
     #[must_use]
     pub fn executor(mut self, path: impl Into<PathBuf>, args: Vec<OsString>) -> Self {
-        self.program = Some(Program { path: path.into(), args });
+        self.program = Some(Program { path: path.into(), args, static_tls_bytes: 0 });
         self
     }
 
@@ -65,6 +77,23 @@ impl SessionBuilder {
     #[must_use]
     pub fn memory(mut self, memory: Memory) -> Self {
         self.memory = memory;
+        self
+    }
+
+    /// Places linked code and data in the lowest 2 GiB of the address space, where 32-bit absolute addresses reach them, as
+    /// code that was compiled with `-fno-pic` wants it. Data of shared libraries is not there.
+    #[must_use]
+    pub fn low_memory(mut self, low_memory: bool) -> Self {
+        self.low_memory = low_memory;
+        self
+    }
+
+    /// Sets how many bytes of thread-local variables in objects that were not compiled with `-fPIC` an executor that
+    /// [`Self::spawn`] starts has room for, in addition to the one or two KiB that there are anyway. Every thread's stack
+    /// has to be that much larger.
+    #[must_use]
+    pub fn static_tls_bytes(mut self, bytes: u64) -> Self {
+        self.static_tls_bytes = bytes;
         self
     }
 
@@ -81,7 +110,8 @@ impl SessionBuilder {
     ///
     /// Fails if the program cannot be started, or does not introduce itself as an executor.
     pub fn spawn(self) -> Result<Session, Error> {
-        let program = self.program.clone().map_or_else(Program::find, Ok)?;
+        let mut program = self.program.clone().map_or_else(Program::find, Ok)?;
+        program.static_tls_bytes = self.static_tls_bytes;
         let started = Process::start(&program, Arc::new(NoCallbacks), self.options.clone())?;
         self.with_process(started, &program.path.display().to_string())
     }
@@ -151,6 +181,9 @@ impl SessionBuilder {
     pub fn in_process(self) -> Result<Session, Error> {
         let executor = farlink_executor::local();
         let mapper = Arc::new(InProcessMapper::new());
+        if self.low_memory {
+            mapper.place_below(LOW_LIMIT);
+        }
         Ok(self.with_mapper(executor, mapper, Connection::InProcess))
     }
 
@@ -175,6 +208,9 @@ impl SessionBuilder {
     }
 
     fn session(self, executor: Executor, connection: Connection) -> Result<Session, Error> {
+        if self.low_memory {
+            crate::runtime::place_below(&executor, LOW_LIMIT)?;
+        }
         let mapper: Arc<dyn MemoryMapper> = match self.memory {
             Memory::Shared => Arc::new(SharedMemoryMapper::new(&executor)?),
             Memory::Posix => Arc::new(SharedMemoryMapper::posix(&executor)?),
@@ -184,7 +220,8 @@ impl SessionBuilder {
     }
 
     fn with_mapper(self, executor: Executor, mapper: Arc<dyn MemoryMapper>, connection: Connection) -> Session {
-        let memory = MemoryManager::new(mapper, self.reservation_bytes);
+        let most = if self.low_memory { DEFAULT_RESERVATION_BYTES / 2 } else { u64::MAX };
+        let memory = MemoryManager::new(mapper, self.reservation_bytes.min(most));
         Session::new(SessionInner {
             connection,
             memory,

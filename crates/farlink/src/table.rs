@@ -6,6 +6,7 @@
 
 use crate::library::ObjectId;
 use farlink_addr::ExecutorAddr;
+use farlink_graph::TlsAddress;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -20,14 +21,33 @@ pub(crate) enum Strength {
     Strong,
 }
 
+/// What a symbol stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    Address(ExecutorAddr),
+    ThreadLocal(TlsAddress),
+}
+
+impl Value {
+    /// Returns the address of what every thread has in one place.
+    pub(crate) fn address(self) -> Option<ExecutorAddr> {
+        if let Self::Address(address) = self { Some(address) } else { None }
+    }
+
+    /// Returns where what every thread has for itself is.
+    pub(crate) fn thread_local(self) -> Option<TlsAddress> {
+        if let Self::ThreadLocal(tls) = self { Some(tls) } else { None }
+    }
+}
+
 /// A definition of a name.
 #[derive(Clone, Debug)]
 pub(crate) struct Definition {
     /// The object that holds it; none for an absolute symbol.
     pub(crate) object: Option<ObjectId>,
     pub(crate) strength: Strength,
-    /// Its address, once that is known.
-    pub(crate) address: Option<ExecutorAddr>,
+    /// Its value, once that is known.
+    pub(crate) value: Option<Value>,
 }
 
 /// Two definitions of one name that cannot be in one library: the objects, where there are any.
@@ -47,7 +67,7 @@ impl SymbolTable {
     /// Returns the definition that counts.
     pub(crate) fn winner(&self, name: &str) -> Option<&Definition> {
         let definitions = self.definitions.get(name)?;
-        let linked = definitions.iter().find(|definition| definition.address.is_some());
+        let linked = definitions.iter().find(|definition| definition.value.is_some());
         // `max_by_key` gives the last of equals, so the search runs backwards.
         linked.or_else(|| definitions.iter().rev().max_by_key(|definition| definition.strength))
     }
@@ -56,7 +76,7 @@ impl SymbolTable {
     pub(crate) fn check(&self, name: &str, strength: Strength) -> Result<(), Conflict> {
         let conflict = self.winner(name).filter(|winner| {
             // A weaker definition that is in use cannot be replaced any more.
-            strength == Strength::Strong && (winner.strength == Strength::Strong || winner.address.is_some())
+            strength == Strength::Strong && (winner.strength == Strength::Strong || winner.value.is_some())
         });
         conflict.map_or(Ok(()), |winner| Err(Conflict { first: winner.object }))
     }
@@ -66,11 +86,11 @@ impl SymbolTable {
         add_to(&mut self.definitions, name, definition)
     }
 
-    /// Sets the address of `object`'s definition of `name`.
-    pub(crate) fn publish(&mut self, name: &str, object: ObjectId, address: ExecutorAddr) {
+    /// Sets the value of `object`'s definition of `name`.
+    pub(crate) fn publish(&mut self, name: &str, object: ObjectId, value: Value) {
         let definitions = self.definitions.get_mut(name).into_iter().flatten();
         for definition in definitions.filter(|definition| definition.object == Some(object)) {
-            definition.address = Some(address);
+            definition.value = Some(value);
         }
     }
 
@@ -122,7 +142,7 @@ mod tests {
 
     fn define(table: &mut SymbolTable, object: u32, strength: Strength) -> Result<(), Conflict> {
         table.check("f", strength)?;
-        table.add("f", Definition { object: Some(ObjectId(object)), strength, address: None });
+        table.add("f", Definition { object: Some(ObjectId(object)), strength, value: None });
         Ok(())
     }
 
@@ -151,7 +171,7 @@ mod tests {
     fn a_linked_definition_is_final() {
         let mut table = SymbolTable::default();
         define(&mut table, 0, Strength::Weak).unwrap();
-        table.publish("f", ObjectId(0), ExecutorAddr::new(0x1000));
+        table.publish("f", ObjectId(0), Value::Address(ExecutorAddr::new(0x1000)));
         define(&mut table, 1, Strength::Common(8)).unwrap();
         assert_eq!(winner(&table), 0);
         assert!(define(&mut table, 2, Strength::Strong).is_err());

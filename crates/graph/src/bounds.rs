@@ -1,149 +1,71 @@
-//! `__start_X` and `__stop_X`: the bounds of all sections named `X`, where that is a C identifier.
-//!
-//! Programs collect things in a section of that name and walk from one bound to the other. The bounds are those of
-//! this object's sections: a reference to one keeps all of them alive, and they are laid out one after another. An
-//! object without such a section has an ordinary external symbol of that name. Whoever links several objects together
-//! asks for [`LinkGraph::bounded_sections`] and [`LinkGraph::collected_sections`], and refuses sets that are in several.
+//! Names that linkers define: the bounds of sets of sections, and those of a whole program.
 
-use crate::builder::define;
-use crate::error::LinkError;
-use crate::graph::LinkGraph;
-use crate::parts::Place;
-use crate::{BlockId, SectionId, SymbolId};
-use std::collections::HashMap;
+use crate::parts::SectionKind;
 
-/// The two bounds of a set of sections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bound {
+/// The end of something that a symbol stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bound {
+    /// Its first byte.
     Start,
-    Stop,
+    /// The byte after its last.
+    End,
 }
 
-/// Returns the bound that a symbol of this name is, and of which sections.
-fn parse(name: &str) -> Option<(Bound, &str)> {
-    let (bound, section) = match name.strip_prefix("__start_") {
-        Some(section) => (Bound::Start, section),
-        None => (Bound::Stop, name.strip_prefix("__stop_")?),
-    };
-    is_identifier(section).then_some((bound, section))
+/// What a symbol that no object defines is the bound of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bounded<'a> {
+    /// The sections of that name, put together: `__start_X` and `__stop_X`. Arrays of initializers and finalizers have the
+    /// names `.preinit_array`, `.init_array` and `.fini_array`, whatever their priorities.
+    Sections(&'a str),
+    /// Everything that is linked together.
+    Program,
+    /// Code.
+    Code,
+    /// Data that has content, writable or not.
+    Data,
+    /// Nothing: a table that only static programs have.
+    Nothing,
+}
+
+/// Returns what a symbol of this name is the bound of, and which bound.
+#[must_use]
+pub fn parse_bound(name: &str) -> Option<(Bounded<'_>, Bound)> {
+    let sections = |section, bound| is_identifier(section).then_some((Bounded::Sections(section), bound));
+    if let Some(section) = name.strip_prefix("__start_") {
+        return sections(section, Bound::Start);
+    }
+    if let Some(section) = name.strip_prefix("__stop_") {
+        return sections(section, Bound::End);
+    }
+    Some(match name {
+        "__preinit_array_start" => (Bounded::Sections(".preinit_array"), Bound::Start),
+        "__preinit_array_end" => (Bounded::Sections(".preinit_array"), Bound::End),
+        "__init_array_start" => (Bounded::Sections(".init_array"), Bound::Start),
+        "__init_array_end" => (Bounded::Sections(".init_array"), Bound::End),
+        "__fini_array_start" => (Bounded::Sections(".fini_array"), Bound::Start),
+        "__fini_array_end" => (Bounded::Sections(".fini_array"), Bound::End),
+        "__rela_iplt_start" | "__rela_iplt_end" => (Bounded::Nothing, Bound::Start),
+        "__executable_start" => (Bounded::Program, Bound::Start),
+        "_end" | "end" => (Bounded::Program, Bound::End),
+        "__etext" | "_etext" | "etext" => (Bounded::Code, Bound::End),
+        "_edata" | "edata" | "__bss_start" => (Bounded::Data, Bound::End),
+        _ => return None,
+    })
+}
+
+/// Returns what tells the members of a set of arrays, if `name` is that of one.
+pub(crate) fn array_kind(name: &str) -> Option<fn(SectionKind) -> bool> {
+    Some(match name {
+        ".preinit_array" => |kind| matches!(kind, SectionKind::Init { priority: 0, reversed: false }),
+        ".init_array" => |kind| matches!(kind, SectionKind::Init { priority: 1.., reversed: false }),
+        ".fini_array" => |kind| matches!(kind, SectionKind::Fini { reversed: false, .. }),
+        _ => return None,
+    })
 }
 
 fn is_identifier(name: &str) -> bool {
     let is_letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
     name.bytes().next().is_some_and(is_letter) && name.bytes().all(|byte| is_letter(byte) || byte.is_ascii_digit())
-}
-
-/// The sections that have bounds, by the external symbols that are those.
-#[derive(Default)]
-pub(crate) struct BoundedSections {
-    /// Sections of one name.
-    sets: Vec<Vec<SectionId>>,
-    symbols: HashMap<SymbolId, (Bound, usize)>,
-}
-
-impl BoundedSections {
-    pub(crate) fn new(graph: &LinkGraph) -> Self {
-        let external = |id: &SymbolId| matches!(graph.symbol(*id).place, Place::External { .. });
-        let bound = |id| parse(graph.symbol_name(id)).map(|(bound, name)| (id, bound, name));
-        let bounds: Vec<_> = graph.symbol_ids().filter(external).filter_map(bound).collect();
-        let mut found = Self::default();
-        if bounds.is_empty() {
-            return found;
-        }
-        let mut by_name: HashMap<&str, Vec<SectionId>> = HashMap::new();
-        for section in graph.sections() {
-            by_name.entry(graph.section_name(section)).or_default().push(section);
-        }
-        let mut sets: HashMap<&str, usize> = HashMap::new();
-        for (symbol, bound, name) in bounds {
-            if let Some(sections) = by_name.remove(name) {
-                sets.insert(name, found.sets.len());
-                found.sets.push(sections);
-            }
-            if let Some(&set) = sets.get(name) {
-                found.symbols.insert(symbol, (bound, set));
-            }
-        }
-        found
-    }
-
-    /// Takes out the sections whose bound `symbol` is; none if it is not one, or they were taken before.
-    pub(crate) fn take(&mut self, symbol: SymbolId) -> Vec<SectionId> {
-        match self.symbols.get(&symbol) {
-            Some(&(_, set)) => std::mem::take(&mut self.sets[set]),
-            None => Vec::new(),
-        }
-    }
-}
-
-impl LinkGraph {
-    /// Returns the names of the sections whose bounds this graph has and refers to.
-    #[must_use]
-    pub fn bounded_sections(&self) -> Vec<&str> {
-        // Once defined, a bound is a local symbol.
-        let is_bound = |id: &SymbolId| self.symbol(*id).live && matches!(self.symbol(*id).place, Place::Defined { .. });
-        let names = self.symbol_ids().filter(is_bound).filter_map(|id| parse(self.symbol_name(id)));
-        let mut names: Vec<&str> = names.map(|(_, section)| section).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
-    }
-
-    /// Returns the names of the sections that `__start_X` and `__stop_X` can be about, needed or not: a reference to a
-    /// bound needs them.
-    pub fn collected_sections(&self) -> impl Iterator<Item = &str> {
-        let is_kept = |&id: &SectionId| self.section_blocks(id).any(|block| !self.block(block).discarded);
-        self.sections().filter(is_kept).map(|id| self.section_name(id)).filter(|name| is_identifier(name))
-    }
-}
-
-/// Makes the bounds that live blocks refer to local symbols of this graph.
-pub(crate) fn define_bounds(graph: &mut LinkGraph) -> Result<(), LinkError> {
-    let bounded = BoundedSections::new(graph);
-    let spans: Vec<_> = bounded.sets.iter().map(|set| span(graph, set)).collect();
-    for (&symbol, &(bound, set)) in &bounded.symbols {
-        if !graph.symbol(symbol).live {
-            continue;
-        }
-        match spans[set] {
-            Span::Blocks { first, last } => {
-                let size = graph.block(last).size;
-                match bound {
-                    Bound::Start => define(graph, symbol, first, 0),
-                    Bound::Stop => define(graph, symbol, last, size),
-                }
-            }
-            Span::Mixed => {
-                let section = graph.section_name(bounded.sets[set][0]).to_owned();
-                return Err(LinkError::MixedSections { object: graph.name().to_owned(), section });
-            }
-            // The COMDAT groups of all of them lost.
-            Span::None => {}
-        }
-    }
-    Ok(())
-}
-
-/// What sections of one name have in memory.
-enum Span {
-    None,
-    /// The first and the last of blocks that follow each other.
-    Blocks {
-        first: BlockId,
-        last: BlockId,
-    },
-    /// Blocks that cannot follow each other.
-    Mixed,
-}
-
-fn span(graph: &LinkGraph, sections: &[SectionId]) -> Span {
-    let blocks = || sections.iter().flat_map(|&id| graph.section_blocks(id)).filter(|&id| graph.block(id).live);
-    let part = |id: BlockId| (graph.section(graph.block(id).section).group, graph.block(id).is_zero_fill());
-    match (blocks().next(), blocks().last()) {
-        (Some(first), Some(last)) if blocks().all(|id| part(id) == part(first)) => Span::Blocks { first, last },
-        (Some(_), Some(_)) => Span::Mixed,
-        _ => Span::None,
-    }
 }
 
 #[cfg(test)]
@@ -153,10 +75,10 @@ mod tests {
     /// Only what follows the prefix decides, and only C identifiers count.
     #[test]
     fn names() {
-        assert_eq!(parse("__start_set"), Some((Bound::Start, "set")));
-        assert_eq!(parse("__stop__s3t"), Some((Bound::Stop, "_s3t")));
-        for name in ["__start_", "__start_.text", "__stop_3", "_start_set", "__stop_a-b", "start"] {
-            assert_eq!(parse(name), None, "{name}");
+        assert_eq!(parse_bound("__start_set"), Some((Bounded::Sections("set"), Bound::Start)));
+        assert_eq!(parse_bound("__stop__s3t"), Some((Bounded::Sections("_s3t"), Bound::End)));
+        for name in ["__start_", "__start_.text", "__stop_3", "_start_set", "__stop_a-b", "start", "_start"] {
+            assert_eq!(parse_bound(name), None, "{name}");
         }
     }
 }

@@ -3,10 +3,33 @@
 use crate::edge::{Edge, EdgeKind};
 use crate::eh_frame::split_eh_frame;
 use crate::graph::LinkGraph;
-use crate::parts::{Arch, Block, Comdat, Content, Section, SectionKind, Symbol, Table, Text};
+use crate::parts::{Arch, Block, Comdat, Content, Section, SectionKind, Symbol, Tables, Text};
 use crate::{BlockId, Bytes, ComdatId, LinkError, Linkage, Place, Scope, SectionId, SymbolId, SymbolType};
 use farlink_addr::{Align, AllocGroup, ExecutorAddr};
 use std::ops::Range;
+
+/// A section of one block that is to be added to a graph.
+#[derive(Clone, Debug)]
+pub struct NewSection {
+    /// Its name.
+    pub name: Text,
+    /// What it is for.
+    pub kind: SectionKind,
+    /// How its memory is used.
+    pub group: AllocGroup,
+    /// The COMDAT group it belongs to.
+    pub comdat: Option<ComdatId>,
+    /// Whether it is kept though nothing refers to it.
+    pub retain: bool,
+    /// Whether only code of the large model has to reach it.
+    pub is_large: bool,
+    /// Its initial bytes.
+    pub content: Content,
+    /// Length in bytes.
+    pub size: u64,
+    /// Alignment of its first byte.
+    pub align: Align,
+}
 
 /// Makes a [`LinkGraph`] of an object's bytes.
 ///
@@ -30,10 +53,15 @@ impl GraphBuilder {
                 edges: Vec::new(),
                 comdats: Vec::new(),
                 keep_alive: Vec::new(),
-                got: Table::default(),
-                stubs: Table::default(),
+                tables: Tables::default(),
+                tls_module: None,
+                executable_stack: false,
+                static_tls: Vec::new(),
                 dso_handle: None,
-                refused: None,
+                got_symbol: None,
+                tls_base: None,
+                newly_live: Vec::new(),
+                unwind_index: None,
             },
         }
     }
@@ -55,19 +83,9 @@ impl GraphBuilder {
     ///
     /// # Panics
     ///
-    /// Panics if `content` is not inside the object's bytes, or does not have `size` bytes.
-    #[expect(clippy::too_many_arguments, reason = "a section has that many properties, all of them required")]
-    pub fn add_section(
-        &mut self,
-        name: Text,
-        kind: SectionKind,
-        group: AllocGroup,
-        comdat: Option<ComdatId>,
-        retain: bool,
-        content: Content,
-        size: u64,
-        align: Align,
-    ) -> (SectionId, BlockId) {
+    /// Panics if its content is not inside the object's bytes, or does not have as many bytes as it is said to have.
+    pub fn add_section(&mut self, new: NewSection) -> (SectionId, BlockId) {
+        let NewSection { name, kind, group, comdat, retain, is_large, content, size, align } = new;
         let bytes = match &content {
             Content::Object(range) => Some(self.graph.bytes.get(range.clone()).expect("content is inside the object")),
             Content::Own(bytes) => Some(&bytes[..]),
@@ -78,8 +96,8 @@ impl GraphBuilder {
         if let Some(comdat) = comdat {
             self.graph.comdats[comdat.index()].sections.push(section);
         }
-        let block = self.graph.push_section(Section { name, kind, group, comdat, retain, blocks: 0..0 });
-        let block = self.graph.push_block(block, content, size, align);
+        self.graph.push_section(Section { name, kind, group, comdat, retain, is_large, blocks: 0..0 });
+        let block = self.graph.push_block(section, content, size, align);
         (section, block)
     }
 
@@ -93,7 +111,23 @@ impl GraphBuilder {
         scope: Scope,
         kind: SymbolType,
     ) -> SymbolId {
-        self.graph.push_symbol(Symbol { name, place, size, linkage, scope, kind, live: false, addr: None, lost: None })
+        self.graph.push_symbol(Symbol {
+            name,
+            place,
+            size,
+            linkage,
+            scope,
+            kind,
+            live: false,
+            addr: None,
+            tls: None,
+            lost: None,
+        })
+    }
+
+    /// Says that the object's code wants to run on its stack.
+    pub fn set_executable_stack(&mut self) {
+        self.graph.executable_stack = true;
     }
 
     /// Returns how many symbols have been added.
@@ -161,7 +195,8 @@ impl LinkGraph {
         align: Align,
     ) -> BlockId {
         let group = AllocGroup::standard(prot);
-        let section = Section { name: Text::Own(name), kind, group, comdat: None, retain: false, blocks: 0..0 };
+        let (name, comdat, retain, is_large) = (Text::Own(name), None, false, false);
+        let section = Section { name, kind, group, comdat, retain, is_large, blocks: 0..0 };
         let section = self.push_section(section);
         let size = bytes.len() as u64;
         let block = self.push_block(section, Content::Own(bytes), size, align);
@@ -180,6 +215,7 @@ impl LinkGraph {
             kind: SymbolType::None,
             live: true,
             addr: None,
+            tls: None,
             lost: None,
         })
     }

@@ -28,7 +28,7 @@ const LARGE_LENGTH_BYTES: u64 = 12;
 const ID_OFFSET: u64 = LENGTH_BYTES;
 
 /// Offset in an FDE of its function's address.
-const FUNCTION_OFFSET: u64 = 8;
+pub(crate) const FUNCTION_OFFSET: u64 = 8;
 
 /// A record of a section.
 struct Record {

@@ -2,7 +2,7 @@
 
 use farlink_addr::ExecutorAddr;
 
-/// Why an object cannot be linked. Every variant names the object.
+/// Why an object cannot be linked. Every variant names the object, or the sections of several.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
@@ -28,7 +28,7 @@ pub enum LinkError {
         hint: &'static str,
     },
     /// A relocation of a type that is not supported.
-    #[error("{place}: {relocation} against {symbol} is not supported{}", if *.is_tls { TLS_HINT } else { "" })]
+    #[error("{place}: {relocation} against {symbol} is not supported")]
     UnsupportedRelocation {
         /// Object, section and offset of the relocation.
         place: String,
@@ -36,18 +36,59 @@ pub enum LinkError {
         relocation: String,
         /// The symbol referred to.
         symbol: String,
-        /// Whether it is one of thread-local storage.
-        is_tls: bool,
     },
-    /// A symbol of a kind that is not supported.
-    #[error("{object}: {what} are not supported yet: {symbol}")]
-    UnsupportedSymbol {
-        /// The object.
-        object: String,
-        /// What the symbol is.
-        what: &'static str,
-        /// The symbol, or the section if that has no symbol.
+    /// A thread-local variable that is used as if it were another, or the other way round.
+    #[error(
+        "{place}: {relocation} and {symbol} do not go together: one is thread-local and the other is not; \
+         is the variable declared differently in two sources?"
+    )]
+    TlsMismatch {
+        /// Object, section and offset of the relocation.
+        place: String,
+        /// The relocation.
+        relocation: String,
+        /// The symbol referred to.
         symbol: String,
+    },
+    /// A thread-local variable whose distance from the thread pointer differs from thread to thread.
+    #[error(
+        "{place}: {relocation} wants {symbol} at the same distance from every thread's pointer, which it has not; \
+         recompile with -fPIC, for the general-dynamic model"
+    )]
+    DynamicTls {
+        /// Object, section and offset of the relocation.
+        place: String,
+        /// The relocation.
+        relocation: String,
+        /// The symbol referred to.
+        symbol: String,
+    },
+    /// A thread-local variable that belongs to another link, used as if it belonged to this one.
+    #[error(
+        "{place}: the code expects {symbol} among the thread-local variables that are linked together with it; \
+         link both at once, or recompile with -ftls-model=global-dynamic"
+    )]
+    ForeignLocalDynamic {
+        /// Object, section and offset of the relocation.
+        place: String,
+        /// The symbol referred to.
+        symbol: String,
+    },
+    /// A thread-local variable that has no place.
+    #[error("{place}: the thread-local variable {symbol} has no place: it is not defined where threads could have it")]
+    NoTls {
+        /// Object, section and offset of the relocation.
+        place: String,
+        /// The symbol referred to.
+        symbol: String,
+    },
+    /// A relocation that has to change the code around it, and code that is not what the psABI says it is.
+    #[error("{place}: {relocation} is not in an instruction of those that it belongs to")]
+    UnknownCode {
+        /// Object, section and offset of the relocation.
+        place: String,
+        /// The relocation.
+        relocation: String,
     },
     /// A reference to something that is not linked.
     #[error("{place}: refers to {symbol} in {what}")]
@@ -71,12 +112,10 @@ pub enum LinkError {
     },
     /// Sections of one name that are referred to as a whole, and cannot be put together.
     #[error(
-        "{object}: its sections named {section} cannot be put together as __start_{section} or __stop_{section} needs: \
-         their protections differ, or only some are zero fill"
+        "the sections named {section} cannot be put together as __start_{section} or __stop_{section} needs: \
+         some are writable and some executable"
     )]
     MixedSections {
-        /// The object.
-        object: String,
         /// Their name.
         section: String,
     },
@@ -107,5 +146,3 @@ pub enum LinkError {
         text: String,
     },
 }
-
-const TLS_HINT: &str = " yet: it is one of thread-local storage";

@@ -2,18 +2,21 @@
 //!
 //! Values come from the graph, never from working memory, which the executor may be able to write.
 
-use crate::edge::{Edge, EdgeKind};
+use crate::edge::{Edge, EdgeKind, TlsUse};
 use crate::error::LinkError;
 use crate::graph::LinkGraph;
 use crate::layout::Layout;
-use crate::parts::Place;
-use crate::x86_64::{ENTRY_BYTES, FIELD_IS_LAST, relax};
+use crate::parts::{Place, Table, TlsAddress};
+use crate::tables::TLS_ENTRY_BYTES;
+use crate::unwind_index::unwind_index;
+use crate::x86_64::{DESCRIPTOR_CALL, ENTRY_BYTES, FIELD_IS_LAST, NO_DESCRIPTOR_CALL, relax, relax_descriptor};
 use crate::{BlockId, SymbolId};
 use farlink_addr::{ExecutorAddr, MemProt};
 use farlink_mem::{AllocatedSegment, WorkingMemory};
 
 const PIC_HINT: &str = "code for a far target has to be position-independent: recompile with -fPIC";
 const ABSOLUTE_HINT: &str = "32-bit absolute addresses do not reach linked code: recompile with -fPIC";
+const TLS_HINT: &str = "thread-local variables of one program have 2 GiB at most";
 const NARROW_HINT: &str = "the object wants its target at an address that small";
 
 /// Copies the live blocks of `graph` into the working memory of `segments` and applies their edges.
@@ -29,18 +32,32 @@ pub fn fix_up(graph: &LinkGraph, layout: &Layout, segments: &[AllocatedSegment])
     assert_eq!(layout.segments.len(), segments.len(), "memory was allocated for this layout");
     for (segment, allocated) in layout.segments.iter().zip(segments) {
         debug_assert_eq!(segment.layout.content_bytes, allocated.content_bytes, "memory was allocated for this layout");
-        for &(block, offset) in &segment.blocks {
-            // Zero fill is zero already, and working memory does not have it.
-            if graph.block(block).is_zero_fill() {
-                continue;
-            }
-            let writer = Writer { graph, block, memory: &allocated.working, start: offset };
-            let content = graph.block_content(block);
-            debug_assert_eq!(content.len() as u64, graph.block(block).size, "a block has the bytes it promised");
-            writer.write(0, content)?;
-            for edge in graph.block_edges(block) {
-                writer.apply(edge)?;
-            }
+        write_blocks(graph, &segment.blocks, &allocated.working)?;
+    }
+    Ok(())
+}
+
+/// Copies `blocks` to their offsets in `memory`, which is zero, and applies their edges.
+pub(crate) fn write_blocks(
+    graph: &LinkGraph,
+    blocks: &[(BlockId, u64)],
+    memory: &WorkingMemory,
+) -> Result<(), LinkError> {
+    for &(block, start) in blocks {
+        // Zero fill is zero already, and working memory need not have it.
+        if graph.block(block).is_zero_fill() {
+            continue;
+        }
+        let writer = Writer { graph, block, memory, start };
+        if graph.unwind_index == Some(block) {
+            writer.write(0, &unwind_index(graph, block)?)?;
+            continue;
+        }
+        let content = graph.block_content(block);
+        debug_assert_eq!(content.len() as u64, graph.block(block).size, "a block has the bytes it promised");
+        writer.write(0, content)?;
+        for edge in graph.block_edges(block) {
+            writer.apply(edge)?;
         }
     }
     Ok(())
@@ -78,8 +95,8 @@ impl Writer<'_> {
         let p = graph.block(self.block).addr.as_u64().wrapping_add(edge.offset);
         let s = address(graph, edge.target);
         let a = edge.addend as u64;
-        let got = || table_start(graph.got.block, graph);
-        let slot = || entry(graph, &graph.got, edge.target).unwrap_or_default();
+        let got = || table_start(graph.tables.got.block, graph);
+        let slot = || entry(graph, &graph.tables.got, edge.target, ENTRY_BYTES).unwrap_or_default();
         let relative = |value: u64| value.wrapping_add(a).wrapping_sub(p);
         match edge.kind {
             EdgeKind::Pointer64 => self.field(edge, s.wrapping_add(a), 8, Fit::Bits, ""),
@@ -88,29 +105,115 @@ impl Writer<'_> {
             EdgeKind::Pointer16 => self.field(edge, s.wrapping_add(a), 2, Fit::Bits, NARROW_HINT),
             EdgeKind::Pointer8 => self.field(edge, s.wrapping_add(a), 1, Fit::Bits, NARROW_HINT),
             EdgeKind::Delta64 => self.field(edge, relative(s), 8, Fit::Bits, ""),
-            EdgeKind::Delta32 => self.field(edge, relative(s), 4, Fit::Signed, PIC_HINT),
+            EdgeKind::Delta32 | EdgeKind::Delta32Bnd => self.field(edge, relative(s), 4, Fit::Signed, PIC_HINT),
             EdgeKind::Delta16 => self.field(edge, relative(s), 2, Fit::Signed, NARROW_HINT),
             EdgeKind::Delta8 => self.field(edge, relative(s), 1, Fit::Signed, NARROW_HINT),
-            EdgeKind::Branch32 => self.field(edge, self.branch(edge, s, relative), 4, Fit::Signed, PIC_HINT),
-            EdgeKind::GotPcRelX | EdgeKind::RexGotPcRelX if self.relax(edge, s, p)? => Ok(()),
-            EdgeKind::GotPcRel32 | EdgeKind::GotPcRelX | EdgeKind::RexGotPcRelX => {
+            EdgeKind::Branch32 | EdgeKind::Branch32Bnd => {
+                self.field(edge, self.branch(edge, s, relative), 4, Fit::Signed, PIC_HINT)
+            }
+            kind if kind.may_relax() => {
+                if self.relax(edge, s, p)? {
+                    return Ok(());
+                }
                 self.field(edge, relative(slot()), 4, Fit::Signed, PIC_HINT)
             }
+            EdgeKind::GotPcRel32 => self.field(edge, relative(slot()), 4, Fit::Signed, PIC_HINT),
             EdgeKind::GotPcRel64 => self.field(edge, relative(slot()), 8, Fit::Bits, ""),
             EdgeKind::GotPc32 => self.field(edge, relative(got()), 4, Fit::Signed, PIC_HINT),
             EdgeKind::GotPc64 => self.field(edge, relative(got()), 8, Fit::Bits, ""),
             EdgeKind::GotOff64 | EdgeKind::PltOff64 => {
                 self.field(edge, s.wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, "")
             }
-            EdgeKind::Got64 => self.field(edge, slot().wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, ""),
+            EdgeKind::Got64 | EdgeKind::GotPlt64 => {
+                self.field(edge, slot().wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, "")
+            }
+            EdgeKind::Got32 => self.field(edge, slot().wrapping_add(a).wrapping_sub(got()), 4, Fit::Signed, ""),
             EdgeKind::Size32 => {
                 let value = graph.symbol(edge.target).size.wrapping_add(a);
                 self.field(edge, value, 4, Fit::Unsigned, NARROW_HINT)
             }
             EdgeKind::Size64 => self.field(edge, graph.symbol(edge.target).size.wrapping_add(a), 8, Fit::Bits, ""),
             EdgeKind::CiePointer => self.field(edge, p.wrapping_sub(s), 4, Fit::Unsigned, ""),
-            EdgeKind::Unsupported(_) => unreachable!("what cannot be linked is not laid out"),
+            kind => match kind.tls_use() {
+                Some(tls_use) => self.apply_tls(edge, tls_use, p),
+                None => unreachable!("what cannot be linked is not laid out"),
+            },
         }
+    }
+
+    /// Applies an edge of thread-local storage at the address `p`.
+    fn apply_tls(&self, edge: &Edge, tls_use: TlsUse, p: u64) -> Result<(), LinkError> {
+        let (graph, a) = (self.graph, edge.addend as u64);
+        let relative = |value: u64| value.wrapping_add(a).wrapping_sub(p);
+        let tables = &graph.tables;
+        let slot = |table, bytes| entry(graph, table, edge.target, bytes).unwrap_or_default();
+        match tls_use {
+            TlsUse::TpOffset => {
+                let Some(tp_offset) = self.tls(edge)?.tp_offset else { return Err(self.not_static(edge)) };
+                let value = (tp_offset as u64).wrapping_add(a);
+                let width = edge.kind.width() as usize;
+                self.field(edge, value, width, Fit::Signed, TLS_HINT)
+            }
+            TlsUse::TpOffsetSlot => {
+                if edge.kind.is_tls_descriptor() {
+                    let opcode = relax_descriptor(graph.block_content(self.block), edge.offset as usize);
+                    let opcode = opcode.ok_or_else(|| self.unknown_code(edge))?;
+                    // Two bytes before the field, which are there: the instruction has been looked at.
+                    self.write(edge.offset - 2, &[opcode])?;
+                }
+                let slot = slot(&tables.tp_offsets, ENTRY_BYTES);
+                self.field(edge, relative(slot), 4, Fit::Signed, PIC_HINT)
+            }
+            TlsUse::GeneralSlot => {
+                let slot = slot(&tables.tls_general, TLS_ENTRY_BYTES);
+                self.field(edge, relative(slot), 4, Fit::Signed, PIC_HINT)
+            }
+            TlsUse::LocalSlot => {
+                self.field(edge, relative(table_start(tables.tls_local, graph)), 4, Fit::Signed, PIC_HINT)
+            }
+            TlsUse::LocalOffset => {
+                let tls = self.tls(edge)?;
+                if graph.tls_module.is_none_or(|own| own.id != tls.module) {
+                    return Err(LinkError::ForeignLocalDynamic { place: self.place(edge), symbol: self.symbol(edge) });
+                }
+                self.field(edge, tls.offset.wrapping_add(a), 4, Fit::Signed, TLS_HINT)
+            }
+            TlsUse::Module if edge.kind == EdgeKind::DtpMod64 => {
+                let own = graph.tls_module.map(|module| module.id).filter(|_| Some(self.block) == tables.tls_local);
+                let module = own.map_or_else(|| self.tls(edge).map(|tls| tls.module), Ok)?;
+                self.field(edge, module, 8, Fit::Bits, "")
+            }
+            TlsUse::Module => self.field(edge, self.tls(edge)?.offset.wrapping_add(a), 8, Fit::Bits, ""),
+            TlsUse::Call => {
+                let at = edge.offset as usize;
+                if graph.block_content(self.block).get(at..at + 2) != Some(&DESCRIPTOR_CALL) {
+                    return Err(self.unknown_code(edge));
+                }
+                self.write(edge.offset, &NO_DESCRIPTOR_CALL)
+            }
+        }
+    }
+
+    /// Returns where the thread-local variable that an edge refers to is.
+    fn tls(&self, edge: &Edge) -> Result<TlsAddress, LinkError> {
+        let unknown = || LinkError::NoTls { place: self.place(edge), symbol: self.symbol(edge) };
+        self.graph.tls_address(edge.target).ok_or_else(unknown)
+    }
+
+    fn place(&self, edge: &Edge) -> String {
+        self.graph.place_label(self.block, edge.offset)
+    }
+
+    fn symbol(&self, edge: &Edge) -> String {
+        self.graph.symbol_label(edge.target)
+    }
+
+    fn not_static(&self, edge: &Edge) -> LinkError {
+        LinkError::DynamicTls { place: self.place(edge), relocation: edge.kind.to_string(), symbol: self.symbol(edge) }
+    }
+
+    fn unknown_code(&self, edge: &Edge) -> LinkError {
+        LinkError::UnknownCode { place: self.place(edge), relocation: edge.kind.to_string() }
     }
 
     /// Returns the value of a branch: to its target if that is in reach, else to the target's stub.
@@ -123,7 +226,7 @@ impl Writer<'_> {
         if edge.addend != FIELD_IS_LAST && section.group.prot.contains(MemProt::EXEC) {
             return direct;
         }
-        match entry(self.graph, &self.graph.stubs, edge.target) {
+        match entry(self.graph, &self.graph.tables.stubs, edge.target, ENTRY_BYTES) {
             // A call of what is not there goes through the stub and faults at address 0, wherever the code is.
             Some(stub) if !in_reach || is_null_external(self.graph, edge.target, s) => relative(stub),
             _ => direct,
@@ -137,7 +240,7 @@ impl Writer<'_> {
         }
         let code = self.graph.block_content(self.block);
         let distance = s.wrapping_sub(p) as i64;
-        let Some(relaxed) = relax(edge.kind, code, edge.offset as usize, distance) else { return Ok(false) };
+        let Some(relaxed) = relax(edge.kind, code, edge.offset as usize, distance, s) else { return Ok(false) };
         self.write(edge.offset.wrapping_add_signed(relaxed.start), &relaxed.bytes[..relaxed.len])?;
         Ok(true)
     }
@@ -165,9 +268,9 @@ impl Writer<'_> {
         let graph = self.graph;
         let fixup = graph.block(self.block).addr.checked_add(edge.offset).unwrap_or(ExecutorAddr::NULL);
         LinkError::OutOfRange {
-            place: graph.place_label(self.block, edge.offset),
+            place: self.place(edge),
             relocation: edge.kind.to_string(),
-            symbol: graph.symbol_label(edge.target),
+            symbol: self.symbol(edge),
             target: ExecutorAddr::new(address(graph, edge.target)),
             fixup,
             value: value as i64,
@@ -190,7 +293,7 @@ fn table_start(block: Option<BlockId>, graph: &LinkGraph) -> u64 {
 }
 
 /// The address of a symbol's entry in a table.
-fn entry(graph: &LinkGraph, table: &crate::parts::Table, symbol: SymbolId) -> Option<u64> {
+fn entry(graph: &LinkGraph, table: &Table, symbol: SymbolId, entry_bytes: u64) -> Option<u64> {
     let position = table.position(symbol)?;
-    Some(table_start(table.block, graph).wrapping_add(u64::from(position) * ENTRY_BYTES))
+    Some(table_start(table.block, graph).wrapping_add(u64::from(position) * entry_bytes))
 }

@@ -1,10 +1,11 @@
 //! The graph of an object: its parts, and what can be asked of it.
 
-use crate::edge::Edge;
+use crate::edge::{Edge, EdgeKind, TlsUse};
 use crate::parts::{
-    Arch, Block, Comdat, Content, InitArray, Place, Scope, Section, SectionKind, Symbol, Table, TableEntry, Text,
+    Arch, Block, Comdat, Content, Ifunc, InitArray, Place, Scope, Section, SectionKind, Symbol, SymbolType, Table,
+    TableEntry, Tables, Text, TlsAddress, TlsModule,
 };
-use crate::{BlockId, Bytes, ComdatId, LinkError, SectionId, SymbolId};
+use crate::{BlockId, Bytes, ComdatId, SectionId, SymbolId};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 
 /// The graph of an object. See the crate for the order of what is done with it.
@@ -20,11 +21,22 @@ pub struct LinkGraph {
     pub(crate) comdats: Vec<Comdat>,
     /// Pairs of blocks: while the first is live, so is the second. Sorted.
     pub(crate) keep_alive: Vec<(BlockId, BlockId)>,
-    pub(crate) got: Table,
-    pub(crate) stubs: Table,
+    pub(crate) tables: Tables,
+    /// The module of its thread-local variables, once it has one.
+    pub(crate) tls_module: Option<TlsModule>,
+    /// Whether its code wants to run on its stack (`.note.GNU-stack`).
+    pub(crate) executable_stack: bool,
+    /// The thread-local variables whose distance from the thread pointer live edges want. Sorted.
+    pub(crate) static_tls: Vec<SymbolId>,
     pub(crate) dso_handle: Option<SymbolId>,
-    /// Why the tables could not be built. Such a graph is never laid out.
-    pub(crate) refused: Option<LinkError>,
+    /// The symbol that stands for the GOT's address.
+    pub(crate) got_symbol: Option<SymbolId>,
+    /// The symbol that stands for the first byte of the module with its thread-local variables.
+    pub(crate) tls_base: Option<SymbolId>,
+    /// The index of the unwind information.
+    pub(crate) unwind_index: Option<BlockId>,
+    /// Symbols that have become live since somebody asked.
+    pub(crate) newly_live: Vec<SymbolId>,
 }
 
 impl LinkGraph {
@@ -32,6 +44,12 @@ impl LinkGraph {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns the object's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 
     /// Returns the instruction set.
@@ -159,6 +177,13 @@ impl LinkGraph {
         })
     }
 
+    /// Returns the symbols that this graph does not define and that have become live since this was called last.
+    pub fn take_new_externals(&mut self) -> Vec<SymbolId> {
+        let mut symbols = std::mem::take(&mut self.newly_live);
+        symbols.retain(|&id| matches!(self.symbol(id).place, Place::External { .. }));
+        symbols
+    }
+
     /// Returns whether an external symbol's absence is no error.
     #[must_use]
     pub fn is_weak_external(&self, id: SymbolId) -> bool {
@@ -199,6 +224,17 @@ impl LinkGraph {
         }
     }
 
+    /// Returns the length in bytes of what a symbol stands for; 0 if that is not known.
+    #[must_use]
+    pub fn symbol_size(&self, id: SymbolId) -> u64 {
+        self.symbol(id).size
+    }
+
+    /// Sets the length in bytes of what an external symbol stands for, where its definition is known.
+    pub fn set_size(&mut self, id: SymbolId, size: u64) {
+        self.symbols[id.index()].size = size;
+    }
+
     /// Sets the address of an external symbol.
     pub fn set_address(&mut self, id: SymbolId, addr: ExecutorAddr) {
         self.symbols[id.index()].addr = Some(addr);
@@ -217,6 +253,71 @@ impl LinkGraph {
             Place::External { .. } => symbol.addr,
             Place::Discarded => None,
         }
+    }
+
+    /// Sets where an external thread-local variable is.
+    pub fn set_tls_address(&mut self, id: SymbolId, tls: TlsAddress) {
+        self.symbols[id.index()].tls = Some(tls);
+    }
+
+    /// Sets the module of the graph's own thread-local variables.
+    pub fn set_tls_module(&mut self, module: TlsModule) {
+        self.tls_module = Some(module);
+    }
+
+    /// Returns where a thread-local variable is, once that is known.
+    #[must_use]
+    pub fn tls_address(&self, id: SymbolId) -> Option<TlsAddress> {
+        let symbol = self.symbol(id);
+        if self.tls_base == Some(id) {
+            let module = self.tls_module?;
+            return Some(TlsAddress { module: module.id, offset: 0, tp_offset: module.tp_offset });
+        }
+        let Place::Defined { block, offset } = symbol.place else { return symbol.tls };
+        let block = self.block(block);
+        if self.section(block.section).kind != SectionKind::Tls || !block.live {
+            return None;
+        }
+        let module = self.tls_module?;
+        // The address of a block of such a section is its offset in the module.
+        let offset = block.addr.as_u64().checked_add(offset)?;
+        let tp_offset = module.tp_offset.and_then(|start| start.checked_add_unsigned(offset));
+        Some(TlsAddress { module: module.id, offset, tp_offset })
+    }
+
+    /// Returns whether a symbol stands for a thread-local variable.
+    #[must_use]
+    pub fn is_thread_local(&self, id: SymbolId) -> bool {
+        self.symbol(id).kind == SymbolType::Tls
+    }
+
+    /// Returns the thread-local variables whose distance from the thread pointer live code wants. Of what this graph
+    /// defines itself any one stands for all.
+    pub fn static_tls_targets(&self) -> impl Iterator<Item = SymbolId> + '_ {
+        self.symbol_ids().filter(|&id| self.symbol(id).live && self.static_tls.binary_search(&id).is_ok())
+    }
+
+    /// Returns the names of variables that this graph does not define and whose distance from the thread pointer any code of
+    /// it wants, needed or not. A name may come more than once.
+    pub fn external_static_tls(&self) -> impl Iterator<Item = &str> {
+        let is_static = |kind: EdgeKind| matches!(kind.tls_use(), Some(TlsUse::TpOffset | TlsUse::TpOffsetSlot));
+        let targets = self.edges.iter().filter(move |edge| is_static(edge.kind)).map(|edge| edge.target);
+        targets.filter(|&id| matches!(self.symbol(id).place, Place::External { .. })).map(|id| self.symbol_name(id))
+    }
+
+    /// Returns whether its code wants to run on its stack, as pointers to nested functions need it.
+    #[must_use]
+    pub fn wants_executable_stack(&self) -> bool {
+        self.executable_stack
+    }
+
+    /// Returns the IFUNCs, once they have addresses.
+    #[must_use]
+    pub fn ifuncs(&self) -> Vec<Ifunc> {
+        let both = |&(slot, resolver)| {
+            Some(Ifunc { resolver: self.symbol_address(resolver)?, slot: self.symbol_address(slot)? })
+        };
+        self.tables.ifuncs.iter().filter_map(both).collect()
     }
 
     /// Returns the addresses from a section's first live block to its last; none if it has none.
@@ -282,12 +383,12 @@ impl LinkGraph {
     /// Returns the entries of the GOT.
     #[must_use]
     pub fn got_entries(&self) -> Vec<TableEntry> {
-        self.table_entries(&self.got)
+        self.table_entries(&self.tables.got)
     }
 
     /// Returns the stubs.
     #[must_use]
     pub fn stubs(&self) -> Vec<TableEntry> {
-        self.table_entries(&self.stubs)
+        self.table_entries(&self.tables.stubs)
     }
 }

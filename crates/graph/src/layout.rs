@@ -3,8 +3,9 @@
 use crate::error::LinkError;
 use crate::graph::LinkGraph;
 use crate::parts::SectionKind;
+use crate::prune::is_in_set;
 use crate::{BlockId, SectionId};
-use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange};
+use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt};
 use farlink_mem::SegmentLayout;
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,6 +17,13 @@ const EH_FRAME_ALIGN: Align = match Align::new(8) {
     Some(align) => align,
     None => unreachable!(),
 };
+
+/// The parts of a segment: content, unwind information in one piece, content of the large model, zero fill, zero fill of the
+/// large model. What smaller models reach is near the code.
+const PARTS: usize = 5;
+const EH_FRAME_PART: usize = 1;
+const LARGE_CONTENT_PART: usize = 2;
+const ZERO_FILL_PART: usize = 3;
 
 /// Where the live blocks of a graph go, relative to their segments.
 #[derive(Clone, Debug)]
@@ -38,27 +46,37 @@ impl Layout {
     }
 }
 
-/// Gives every live block of `graph` a place in the segment of its group.
+/// Gives every live block of `graph` a place in the segment of its group, except thread-local variables and the sections
+/// of `sets`, which go together with those of other graphs.
 ///
 /// Blocks of a section stay in order, sections of one name follow each other, and unwind information is without gaps.
 ///
 /// # Errors
 ///
-/// Fails if [`build_tables`](crate::build_tables) has refused the graph, sizes add up to more than an address space has,
+/// Fails if sizes add up to more than an address space has,
 /// or an alignment is above 2 MiB.
-pub fn lay_out(graph: &LinkGraph) -> Result<Layout, LinkError> {
-    if let Some(error) = &graph.refused {
-        return Err(error.clone());
-    }
-    // Content before zero fill; unwind information after other content, so that it is in one piece.
-    let mut groups: BTreeMap<AllocGroup, [Vec<BlockId>; 3]> = BTreeMap::new();
+pub fn lay_out(graph: &LinkGraph, sets: &[&str]) -> Result<Layout, LinkError> {
+    let mut groups: BTreeMap<AllocGroup, [Vec<BlockId>; PARTS]> = BTreeMap::new();
     for section in in_order(graph) {
         let info = graph.section(section);
-        let is_eh_frame = info.kind == SectionKind::EhFrame;
+        if info.kind == SectionKind::Tls || sets.iter().any(|set| is_in_set(graph, section, set)) {
+            continue;
+        }
         for id in graph.section_blocks(section).filter(|&id| graph.block(id).live) {
-            let part = if graph.block(id).is_zero_fill() { 2 } else { usize::from(is_eh_frame) };
+            let part = match (graph.block(id).is_zero_fill(), info.is_large) {
+                (false, false) if info.kind == SectionKind::EhFrame => EH_FRAME_PART,
+                (false, is_large) => usize::from(is_large) * LARGE_CONTENT_PART,
+                (true, is_large) => ZERO_FILL_PART + usize::from(is_large),
+            };
             groups.entry(info.group).or_default()[part].push(id);
         }
+    }
+    let has_variables = |id| {
+        graph.section(id).kind == SectionKind::Tls && graph.section_blocks(id).any(|block| graph.block(block).live)
+    };
+    if groups.is_empty() && graph.sections().any(has_variables) {
+        // What is done at the end of an object is done when its memory goes.
+        groups.insert(AllocGroup::standard(MemProt::RW), Default::default());
     }
     let segments =
         groups.into_iter().map(|(group, parts)| place(graph, group, &parts)).collect::<Result<Vec<_>, _>>()?;
@@ -80,18 +98,16 @@ fn in_order(graph: &LinkGraph) -> Vec<SectionId> {
     sections.into_iter().map(|(_, id)| id).collect()
 }
 
-fn place(graph: &LinkGraph, group: AllocGroup, parts: &[Vec<BlockId>; 3]) -> Result<Segment, LinkError> {
+fn place(graph: &LinkGraph, group: AllocGroup, parts: &[Vec<BlockId>; PARTS]) -> Result<Segment, LinkError> {
     let too_large = |what: String| LinkError::TooLarge { object: graph.name().to_owned(), what };
     let (mut end, mut align, mut content_end) = (0u64, Align::ONE, 0);
     let mut blocks = Vec::with_capacity(parts.iter().map(Vec::len).sum());
     for (part, ids) in parts.iter().enumerate() {
         for (position, &id) in ids.iter().enumerate() {
             let block = graph.block(id);
-            let own = if part == 1 && position == 0 { block.align.max(EH_FRAME_ALIGN) } else { block.align };
-            if own.bytes() > MAX_ALIGN_BYTES {
-                let section = graph.section_name(block.section);
-                return Err(too_large(format!("the alignment of {section}, {own} bytes, is above 2 MiB")));
-            }
+            check_align(graph, id)?;
+            let own =
+                if part == EH_FRAME_PART && position == 0 { block.align.max(EH_FRAME_ALIGN) } else { block.align };
             align = align.max(own);
             let offset = own.align_up(end);
             let placed = offset.and_then(|offset| Some((offset, offset.checked_add(block.size)?)));
@@ -100,7 +116,7 @@ fn place(graph: &LinkGraph, group: AllocGroup, parts: &[Vec<BlockId>; 3]) -> Res
             end = block_end;
             blocks.push((id, offset));
         }
-        if part == 1 {
+        if part == LARGE_CONTENT_PART {
             content_end = end;
         }
     }
@@ -112,6 +128,17 @@ fn place(graph: &LinkGraph, group: AllocGroup, parts: &[Vec<BlockId>; 3]) -> Res
         align,
     };
     Ok(Segment { layout, blocks })
+}
+
+/// Checks that a block can be aligned as it wants.
+pub(crate) fn check_align(graph: &LinkGraph, id: BlockId) -> Result<(), LinkError> {
+    let block = graph.block(id);
+    if block.align.bytes() <= MAX_ALIGN_BYTES {
+        return Ok(());
+    }
+    let section = graph.section_name(block.section);
+    let what = format!("the alignment of {section}, {} bytes, is above 2 MiB", block.align);
+    Err(LinkError::TooLarge { object: graph.name().to_owned(), what })
 }
 
 /// Gives every live block its address: `ranges` are those of the segments, in the order of the layout.

@@ -4,10 +4,12 @@
 //! its own module, are called in this order for each object of a batch:
 //!
 //! 1. [`LinkGraph::discard_comdat`] and [`LinkGraph::externalize`] take out what another object's definition beats.
-//! 2. [`prune`] marks what something live reaches.
-//! 3. [`build_tables`] adds the GOT, stubs and support code that live edges need.
-//! 4. [`lay_out`] gives every live block a place in a segment; [`assign`] gives it an address.
-//! 5. [`LinkGraph::set_address`] for every symbol of [`LinkGraph::externals`].
+//! 2. [`prune`] marks what something live reaches, and [`mark_symbol`] and [`mark_sections`] what turns out to be needed
+//!    for other objects; [`provide`] defines what each object has of its own.
+//! 3. [`build_tables`] adds the GOT, stubs and indexes that live edges need.
+//! 4. [`lay_out`] gives every live block a place in a segment, [`Together`] those that go together with other objects';
+//!    [`assign`] gives them addresses.
+//! 5. [`LinkGraph::set_address`] and [`LinkGraph::set_tls_address`] for every symbol of [`LinkGraph::externals`].
 //! 6. [`fix_up`] copies each block into working memory and applies its edges there.
 //!
 //! Every pass is a loop over flat arrays or a worklist: nothing recurses, and work is linear in the input.
@@ -25,11 +27,15 @@ mod graph;
 mod ids;
 mod layout;
 mod parts;
+mod provide;
 mod prune;
 mod tables;
+mod together;
+mod unwind_index;
 mod x86_64;
 
-pub use builder::GraphBuilder;
+pub use bounds::{Bound, Bounded, parse_bound};
+pub use builder::{GraphBuilder, NewSection};
 pub use bytes::Bytes;
 pub use edge::{Edge, EdgeKind};
 pub use error::LinkError;
@@ -38,8 +44,10 @@ pub use graph::LinkGraph;
 pub use ids::{BlockId, ComdatId, SectionId, SymbolId};
 pub use layout::{Layout, assign, lay_out};
 pub use parts::{
-    Arch, Block, Comdat, Content, InitArray, Linkage, Place, Scope, Section, SectionKind, Symbol, SymbolType,
-    TableEntry, Text,
+    Arch, Block, Comdat, Content, Ifunc, InitArray, Linkage, Place, Scope, Section, SectionKind, Symbol, SymbolType,
+    TableEntry, Text, TlsAddress, TlsModule,
 };
-pub use prune::prune;
+pub use provide::provide;
+pub use prune::{mark_sections, mark_symbol, prune};
 pub use tables::build_tables;
+pub use together::Together;

@@ -70,6 +70,8 @@ pub struct Section {
     pub comdat: Option<ComdatId>,
     /// Whether it is kept though nothing refers to it (`SHF_GNU_RETAIN`).
     pub retain: bool,
+    /// Whether only code of the large model has to reach it (`SHF_X86_64_LARGE`).
+    pub is_large: bool,
     /// Its blocks follow each other.
     pub(crate) blocks: Range<u32>,
 }
@@ -162,6 +164,35 @@ pub enum SymbolType {
     IndirectFunction,
 }
 
+/// Where a thread-local variable is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TlsAddress {
+    /// The dynamic linker's number of the module that it belongs to.
+    pub module: u64,
+    /// Its offset in the module's block of each thread.
+    pub offset: u64,
+    /// Its distance in bytes from the thread pointer, if that is the same in all threads.
+    pub tp_offset: Option<i64>,
+}
+
+/// The module of a graph's own thread-local variables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlsModule {
+    /// The dynamic linker's number of it.
+    pub id: u64,
+    /// The distance in bytes of its blocks from the thread pointer, if that is the same in all threads.
+    pub tp_offset: Option<i64>,
+}
+
+/// An IFUNC of a linked graph: a slot in its data that is to hold what the resolver returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ifunc {
+    /// The function that chooses.
+    pub resolver: ExecutorAddr,
+    /// Where the address of what it chose goes: 8 bytes.
+    pub slot: ExecutorAddr,
+}
+
 /// A symbol.
 #[derive(Clone, Debug)]
 pub struct Symbol {
@@ -180,6 +211,8 @@ pub struct Symbol {
     pub(crate) live: bool,
     /// Its address, if it is external and has been resolved.
     pub(crate) addr: Option<ExecutorAddr>,
+    /// Where it is in each thread, if it is external, thread-local, and has been resolved.
+    pub(crate) tls: Option<TlsAddress>,
     /// The section that it was in, if that is in a COMDAT group that lost.
     pub(crate) lost: Option<SectionId>,
 }
@@ -189,6 +222,12 @@ impl Symbol {
     #[must_use]
     pub fn is_defined(&self) -> bool {
         matches!(self.place, Place::Defined { .. } | Place::Absolute(_))
+    }
+
+    /// Returns whether it stands for data, as far as is said.
+    #[must_use]
+    pub fn is_data(&self) -> bool {
+        matches!(self.kind, SymbolType::Object | SymbolType::None)
     }
 }
 
@@ -240,7 +279,7 @@ pub struct TableEntry {
     pub addr: ExecutorAddr,
 }
 
-/// A table of entries for symbols: the GOT, or the stubs.
+/// A table of entries for symbols: a part of the GOT, or the stubs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     pub(crate) block: Option<BlockId>,
@@ -264,4 +303,21 @@ impl Table {
     pub(crate) fn position(&self, target: SymbolId) -> Option<u32> {
         self.positions.get(target.index())?.checked_sub(1)
     }
+}
+
+/// The tables of a graph.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tables {
+    /// Addresses, 8 bytes each.
+    pub(crate) got: Table,
+    /// Jumps through those, 8 bytes each.
+    pub(crate) stubs: Table,
+    /// Distances from the thread pointer, 8 bytes each.
+    pub(crate) tp_offsets: Table,
+    /// Modules and offsets, 16 bytes each.
+    pub(crate) tls_general: Table,
+    /// The graph's own module, and 0: 16 bytes.
+    pub(crate) tls_local: Option<BlockId>,
+    /// The slots of IFUNCs, and their resolvers.
+    pub(crate) ifuncs: Vec<(SymbolId, SymbolId)>,
 }

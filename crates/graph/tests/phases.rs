@@ -4,12 +4,15 @@
 
 use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt};
 use farlink_graph::{
-    Arch, BlockId, Content, Edge, EdgeKind, GraphBuilder, LinkError, LinkGraph, Linkage, Place, Scope, SectionKind,
-    SymbolId, SymbolType, Text, assign, build_tables, fix_up, lay_out, prune,
+    Arch, BlockId, Content, Edge, EdgeKind, GraphBuilder, LinkError, LinkGraph, Linkage, NewSection, Place, Scope,
+    SectionKind, SymbolId, SymbolType, Text, TlsAddress, TlsModule, Together, assign, build_tables, fix_up, lay_out,
+    provide, prune,
 };
 use farlink_mem::{AllocatedSegment, WorkingMemory};
 
 const PAGE: u64 = 4096;
+
+const TLS_MODULE: TlsModule = TlsModule { id: 9, tp_offset: Some(-0x100) };
 
 /// A graph whose sections and symbols are added by name.
 struct Maker {
@@ -34,10 +37,8 @@ impl Maker {
         bytes: &[u8],
         edges: Vec<Edge>,
     ) -> BlockId {
-        let (content, size) = (Content::Own(bytes.to_vec()), bytes.len() as u64);
-        let group = AllocGroup::standard(prot);
-        let align = Align::new(8).unwrap();
-        let (_, block) = self.builder.add_section(Text::Own(name), kind, group, None, false, content, size, align);
+        let new = NewSection { kind, ..new_section(name, prot, Content::Own(bytes.to_vec()), bytes.len() as u64, 8) };
+        let (_, block) = self.builder.add_section(new);
         self.edges.push((block, edges));
         block
     }
@@ -62,6 +63,20 @@ impl Maker {
     }
 }
 
+fn new_section(name: &'static str, prot: MemProt, content: Content, size: u64, align: u64) -> NewSection {
+    NewSection {
+        name: Text::Own(name),
+        kind: SectionKind::Regular,
+        group: AllocGroup::standard(prot),
+        comdat: None,
+        retain: false,
+        is_large: false,
+        content,
+        size,
+        align: Align::new(align).unwrap(),
+    }
+}
+
 fn edge(offset: u64, kind: EdgeKind, target: SymbolId, addend: i64) -> Edge {
     Edge { offset, kind, target, addend }
 }
@@ -72,9 +87,17 @@ fn link(
     base: u64,
     addresses: &[(&str, u64)],
 ) -> Result<Vec<(ExecutorAddrRange, Vec<u8>)>, LinkError> {
-    prune(graph);
+    prune(graph, true);
+    for external in graph.take_new_externals() {
+        provide(graph, external);
+    }
     build_tables(graph)?;
-    let layout = lay_out(graph)?;
+    let variables = Together::thread_local(&[graph])?;
+    if let Some(variables) = &variables {
+        variables.assign(0, graph, ExecutorAddr::NULL);
+        graph.set_tls_module(TLS_MODULE);
+    }
+    let layout = lay_out(graph, &[])?;
     let mut next = base;
     let segments: Vec<AllocatedSegment> = layout
         .segments()
@@ -224,7 +247,9 @@ fn got_loads_are_relaxed() {
     assert_eq!(run(EdgeKind::RexGotPcRelX, near, -4), 0x8d);
     assert_eq!(run(EdgeKind::RexGotPcRelX, near, 4), 0x8b);
     assert_eq!(run(EdgeKind::GotPcRel32, near, -4), 0x8b);
-    assert_eq!(run(EdgeKind::RexGotPcRelX, 0x1000, -4), 0x8b);
+    // An address of 32 bits goes into the instruction itself.
+    assert_eq!(run(EdgeKind::RexGotPcRelX, 0x1000, -4), 0xc7);
+    assert_eq!(run(EdgeKind::RexGotPcRelX, 1 << 31, -4), 0x8b);
     assert_eq!(run(EdgeKind::RexGotPcRelX, 0, -4), 0x8b);
 }
 
@@ -252,7 +277,7 @@ fn unsupported_is_refused_when_live() {
     for is_live in [false, true] {
         let mut maker = Maker::new();
         let external = maker.external("variable", false);
-        let edges = vec![edge(0, EdgeKind::from_x86_64(22), external, 0)];
+        let edges = vec![edge(0, EdgeKind::from_x86_64(5), external, 0)];
         let block = maker.section(".text", MemProt::RX, &[0; 8], edges);
         if is_live {
             maker.global("f", block);
@@ -262,7 +287,7 @@ fn unsupported_is_refused_when_live() {
             Ok(_) => assert!(!is_live),
             Err(error) => {
                 let text = error.to_string();
-                assert!(is_live && text.contains("R_X86_64_GOTTPOFF") && text.contains("variable"), "{text}");
+                assert!(is_live && text.contains("R_X86_64_COPY") && text.contains("variable"), "{text}");
             }
         }
     }
@@ -285,6 +310,110 @@ fn support_functions() {
     assert_eq!(graph.externals().map(|id| graph.symbol_name(id).to_owned()).collect::<Vec<_>>(), ["__cxa_atexit"]);
 }
 
+/// Distances from the thread pointer, offsets in the module, and slots with both, of variables of the object and of others.
+#[test]
+fn thread_local_storage() {
+    let mut maker = Maker::new();
+    let tls = SectionKind::Tls;
+    let variables = maker.section_of_kind(".tdata", tls, MemProt::RW, &[7; 24], Vec::new());
+    let own = maker.builder.add_symbol(
+        Text::Own("own"),
+        Place::Defined { block: variables, offset: 16 },
+        8,
+        Linkage::Strong,
+        Scope::Default,
+        SymbolType::Tls,
+    );
+    let other = maker.external("other", false);
+    let edges = vec![
+        edge(0, EdgeKind::TpOff32, own, 0),
+        edge(4, EdgeKind::DtpOff32, own, 4),
+        edge(8, EdgeKind::TpOff64, other, 0),
+        edge(16, EdgeKind::GotTpOff, other, -4),
+        edge(20, EdgeKind::TlsGd, other, -4),
+        edge(24, EdgeKind::TlsLd, own, -4),
+        edge(28, EdgeKind::TlsGd, own, -4),
+    ];
+    let block = maker.section(".text", MemProt::RX, &[0; 32], edges);
+    maker.global("f", block);
+    let mut graph = maker.finish();
+    prune(&mut graph, true);
+    graph.set_tls_address(other, TlsAddress { module: 2, offset: 0x30, tp_offset: Some(-0x50) });
+    let segments = link(&mut graph, 0x10_0000, &[]).unwrap();
+    let targets: Vec<_> = graph.static_tls_targets().collect();
+    assert_eq!(targets, [own, other]);
+    let (slots, code) = (&segments[0], &segments[1]);
+    let word = |at: usize| i32::from_le_bytes(code.1[at..at + 4].try_into().unwrap());
+    assert_eq!((word(0), word(4), word(8), word(12)), (16 - 0x100, 20, -0x50, -1));
+    let slot = |at: usize, count: usize| -> Vec<i64> {
+        let address = code.0.start().as_u64() + at as u64 + 4;
+        let start = (address.wrapping_add_signed(word(at).into()) - slots.0.start().as_u64()) as usize;
+        let values = slots.1[start..].chunks(8).take(count);
+        values.map(|value| i64::from_le_bytes(value.try_into().unwrap())).collect()
+    };
+    assert_eq!(slot(16, 1), [-0x50]);
+    assert_eq!(slot(20, 2), [2, 0x30]);
+    assert_eq!(slot(24, 2), [9, 0]);
+    assert_eq!(slot(28, 2), [9, 16]);
+}
+
+/// What is thread-local in one place and not in the other is an error, and so is a distance that differs from thread to
+/// thread.
+#[test]
+fn thread_local_mistakes() {
+    let run = |kind, is_variable: bool, tp_offset| {
+        let mut maker = Maker::new();
+        let section_kind = if is_variable { SectionKind::Tls } else { SectionKind::Regular };
+        let data = maker.section_of_kind(".data", section_kind, MemProt::RW, &[0; 8], Vec::new());
+        let (own, other) = (maker.global("own", data), maker.external("other", false));
+        let edges = vec![edge(0, kind, if tp_offset { own } else { other }, 0)];
+        let block = maker.section(".text", MemProt::RX, &[0; 8], edges);
+        maker.global("f", block);
+        let mut graph = maker.finish();
+        prune(&mut graph, true);
+        graph.set_tls_address(other, TlsAddress { module: 2, offset: 0, tp_offset: None });
+        link(&mut graph, 0x1000, &[]).map(drop)
+    };
+    assert_eq!(run(EdgeKind::TpOff32, true, true), Ok(()));
+    assert!(matches!(run(EdgeKind::TpOff32, false, true), Err(LinkError::TlsMismatch { .. })));
+    assert!(matches!(run(EdgeKind::Delta32, true, true), Err(LinkError::TlsMismatch { .. })));
+    assert!(matches!(run(EdgeKind::TpOff32, true, false), Err(LinkError::DynamicTls { .. })));
+    assert!(matches!(run(EdgeKind::DtpOff32, true, false), Err(LinkError::ForeignLocalDynamic { .. })));
+    assert!(matches!(run(EdgeKind::TlsDescCall, true, true), Err(LinkError::UnknownCode { .. })));
+}
+
+/// Everything that refers to an IFUNC gets the address of one stub, whose slot and resolver are known afterwards.
+#[test]
+fn ifuncs_have_one_address() {
+    let mut maker = Maker::new();
+    let resolver = maker.section(".text.resolver", MemProt::RX, &[0xc3; 16], Vec::new());
+    let ifunc = maker.builder.add_symbol(
+        Text::Own("chosen"),
+        Place::Defined { block: resolver, offset: 8 },
+        8,
+        Linkage::Strong,
+        Scope::Default,
+        SymbolType::IndirectFunction,
+    );
+    let edges = vec![edge(0, EdgeKind::Pointer64, ifunc, 0), edge(8, EdgeKind::Delta64, ifunc, 0)];
+    let table = maker.section(".rodata", MemProt::READ, &[0; 16], edges);
+    maker.global("table", table);
+    let mut graph = maker.finish();
+    let segments = link(&mut graph, 0x10_0000, &[]).unwrap();
+    let chosen = graph.symbol_address(ifunc).unwrap().as_u64();
+    let values: Vec<u64> =
+        segments[0].1[..16].chunks(8).map(|value| u64::from_le_bytes(value.try_into().unwrap())).collect();
+    let place = segments[0].0.start().as_u64() + 8;
+    assert_eq!(values, [chosen, chosen.wrapping_sub(place)]);
+    let code = &segments.iter().find(|(range, _)| range.contains(ExecutorAddr::new(chosen))).unwrap();
+    let resolver = code.0.start().as_u64() + 8;
+    let ifuncs = graph.ifuncs();
+    assert_eq!((ifuncs.len(), ifuncs[0].resolver.as_u64()), (1, resolver));
+    let stub = &code.1[(chosen - code.0.start().as_u64()) as usize..][..8];
+    let slot = (chosen + 6).wrapping_add_signed(i32::from_le_bytes(stub[2..6].try_into().unwrap()).into());
+    assert_eq!((&stub[..2], slot), (&[0xff, 0x25][..], ifuncs[0].slot.as_u64()));
+}
+
 /// A group that lost takes its sections with it: references to what it defined for others become external, and one to
 /// what was its own is an error.
 #[test]
@@ -292,18 +421,8 @@ fn discarded_groups() {
     for refers_to_local in [false, true] {
         let mut maker = Maker::new();
         let comdat = maker.builder.add_comdat(Text::Own("inline_function"));
-        let group = AllocGroup::standard(MemProt::RX);
-        let (content, align) = (Content::Own(vec![0xc3; 8]), Align::ONE);
-        let (_, inline) = maker.builder.add_section(
-            Text::Own(".text.inline"),
-            SectionKind::Regular,
-            group,
-            Some(comdat),
-            false,
-            content,
-            8,
-            align,
-        );
+        let inline = new_section(".text.inline", MemProt::RX, Content::Own(vec![0xc3; 8]), 8, 1);
+        let (_, inline) = maker.builder.add_section(NewSection { comdat: Some(comdat), ..inline });
         let visible = maker.global("inline_function", inline);
         let local = maker.symbol("", Place::Defined { block: inline, offset: 4 }, Scope::Local);
         let target = if refers_to_local { local } else { visible };
@@ -330,28 +449,26 @@ fn comdat_of(graph: &LinkGraph) -> farlink_graph::ComdatId {
 #[test]
 fn layout_of_zero_fill() {
     let mut maker = Maker::new();
-    let group = AllocGroup::standard(MemProt::RW);
     let mut add = |name, content, size, align| {
-        let align = Align::new(align).unwrap();
-        maker.builder.add_section(Text::Own(name), SectionKind::Regular, group, None, true, content, size, align)
+        let new = new_section(name, MemProt::RW, content, size, align);
+        maker.builder.add_section(NewSection { retain: true, ..new })
     };
     add(".bss", Content::ZeroFill, 4 << 30, 4096);
     add(".data", Content::Own(vec![1; 10]), 10, 1);
     add(".data2", Content::Own(vec![2; 3]), 3, 16);
     let mut graph = maker.finish();
-    prune(&mut graph);
-    let segments = lay_out(&graph).unwrap().segments();
+    prune(&mut graph, true);
+    let segments = lay_out(&graph, &[]).unwrap().segments();
     assert_eq!((segments.len(), segments[0].content_bytes), (1, 19));
     assert_eq!(segments[0].content_bytes + segments[0].zero_fill_bytes, 4096 + (4 << 30));
     assert_eq!(segments[0].align.bytes(), 4096);
 
     let mut maker = Maker::new();
-    let content = Content::Own(vec![1]);
-    let align = Align::new(4 << 20).unwrap();
-    maker.builder.add_section(Text::Own(".data"), SectionKind::Regular, group, None, true, content, 1, align);
+    let new = new_section(".data", MemProt::RW, Content::Own(vec![1]), 1, 4 << 20);
+    maker.builder.add_section(NewSection { retain: true, ..new });
     let mut graph = maker.finish();
-    prune(&mut graph);
-    assert!(matches!(lay_out(&graph), Err(LinkError::TooLarge { .. })));
+    prune(&mut graph, true);
+    assert!(matches!(lay_out(&graph, &[]), Err(LinkError::TooLarge { .. })));
 }
 
 /// Records whose length has 8 bytes are written with one of 4, and the distance to the CIE is right.
@@ -373,10 +490,19 @@ fn large_unwind_records() {
     let mut graph = maker.finish();
     let segments = link(&mut graph, 0x10_0000, &[]).unwrap();
     let (range, bytes) = segments.iter().find(|(_, bytes)| bytes.contains(&b'z')).unwrap();
-    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let start = graph.eh_frame().unwrap().start();
+    let bytes_at = |addr: ExecutorAddr| &bytes[(addr.as_u64() - range.start().as_u64()) as usize..];
+    let word = |at: usize| u32::from_le_bytes(bytes_at(start)[at..at + 4].try_into().unwrap());
     assert_eq!((word(0), word(4)), (16, 0));
     assert_eq!((word(20), word(24)), (16, 24));
-    let field = range.start().as_u64() + 28;
+    let field = start.as_u64() + 28;
     assert_eq!(field.wrapping_add_signed((word(28) as i32).into()), graph.symbol_address(function).unwrap().as_u64());
     assert_eq!(word(40), 0);
+    // The index has one entry: the function and its description, as distances.
+    let index = graph.unwind_index().unwrap();
+    let entry: Vec<i32> =
+        bytes_at(index.start())[..16].chunks(4).map(|word| i32::from_le_bytes(word.try_into().unwrap())).collect();
+    let distance = |to: ExecutorAddr| to.as_u64().wrapping_sub(index.start().as_u64()) as i32;
+    let description = start.checked_add(20).unwrap();
+    assert_eq!(entry, [1, distance(graph.symbol_address(function).unwrap()), 0, distance(description)]);
 }

@@ -8,6 +8,7 @@
 
 use crate::msg::{
     FinalizeRequest, LookupName, MainCall, MemoryUsage, RunInitializers, SharedFinalizeRequest, Stripe, SymbolDef,
+    TlsName, TlsPlace, TlsTemplate,
 };
 use crate::setup::ExecutorInfo;
 use crate::sps::{Blob, SpsError, from_bytes};
@@ -136,6 +137,9 @@ functions! {
 }
 
 functions! {
+    /// (instance of either memory service, limit): places what is reserved from now on below the address `limit`; 0 is
+    /// none.
+    PLACE_BELOW = "farlink.memory.place_below": ((ExecutorAddr, u64)) -> SpsError;
     /// (instance of either memory service): what it holds of the system.
     MEMORY_USAGE = "farlink.memory.usage": ((ExecutorAddr,)) -> Expected<MemoryUsage>;
 }
@@ -147,6 +151,10 @@ functions! {
     /// (instance, path, mode): opens a library; an empty path is the process itself, the mode is 0.
     DYLIB_OPEN = "__llvm_orc_SimpleExecutorDylibManager_open_wrapper":
         ((ExecutorAddr, String, u64)) -> Expected<ExecutorAddr>;
+    /// (instance, path, names): opens a library as [`DYLIB_OPEN`] does. Where it has thread-local variables of these names,
+    /// they are at the same distance from every thread's pointer, if there is room for that.
+    DYLIB_OPEN_STATIC = "farlink.dylib.open_static":
+        ((ExecutorAddr, String, Vec<String>)) -> Expected<ExecutorAddr>;
     /// *22.* (handle, names): addresses, in the order asked. A required name that is missing has none; another has
     /// the null address.
     DYLIB_RESOLVE = "__llvm_orc_SimpleExecutorDylibManager_resolve_wrapper":
@@ -174,8 +182,24 @@ functions! {
     RUN_PROGRAM = "farlink.run_program": (MainCall) -> SpsError;
 }
 
+// Thread-local storage.
+functions! {
+    /// Makes a module of a template; gives its handle and its place.
+    TLS_OPEN = "farlink.tls.open": (TlsTemplate) -> Expected<(ExecutorAddr, TlsPlace)>;
+    /// (handle): an action. When a module has been closed as often as it has users, it goes.
+    TLS_CLOSE = "farlink.tls.close": ((ExecutorAddr,)) -> SpsError;
+    /// (names): where thread-local variables of shared libraries are. Names that no library has are absent.
+    TLS_RESOLVE = "farlink.tls.resolve": ((Vec<TlsName>,)) -> Expected<Vec<Option<TlsPlace>>>;
+    /// Lets code run on the stacks of all threads.
+    ALLOW_EXECUTABLE_STACKS = "farlink.allow_executable_stacks": (()) -> SpsError;
+}
+
 // Actions.
 functions! {
+    /// Registers the index of an object's unwind information: see `farlink_graph`.
+    REGISTER_UNWIND_INDEX = "farlink.unwind.register": ((ExecutorAddrRange,)) -> SpsError;
+    /// Undoes [`REGISTER_UNWIND_INDEX`].
+    DEREGISTER_UNWIND_INDEX = "farlink.unwind.deregister": ((ExecutorAddrRange,)) -> SpsError;
     /// *22.* Registers an `.eh_frame` section with the unwinder.
     REGISTER_EH_FRAME = "llvm_orc_registerEHFrameAllocAction": ((ExecutorAddrRange,)) -> SpsError;
     /// *22.* Undoes [`REGISTER_EH_FRAME`].

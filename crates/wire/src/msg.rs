@@ -236,6 +236,8 @@ pub struct RunInitializers {
     pub init: Vec<ExecutorAddrRange>,
     /// What is to be done at the end of the objects that are initialized here, recorded before `init` runs.
     pub exits: Vec<ObjectExits>,
+    /// (resolver, slot) of each IFUNC: before all else each resolver is called, and its result goes into the slot.
+    pub ifuncs: Vec<(ExecutorAddr, ExecutorAddr)>,
     /// The program's arguments: initializers get them as `main` does. Not empty: the program's name is the first.
     pub args: Vec<Blob<'static>>,
 }
@@ -247,17 +249,82 @@ fn decode_args(input: &mut Input<'_>) -> Result<Vec<Blob<'static>>, DecodeError>
 
 impl Encode for RunInitializers {
     fn encode(&self, out: &mut Vec<u8>) {
-        (&self.init, &self.exits, &self.args).encode(out);
+        (&self.init, &self.exits, &self.ifuncs, &self.args).encode(out);
     }
 }
 
 impl Decode<'_> for RunInitializers {
-    const MIN_BYTES: usize = 24;
+    const MIN_BYTES: usize = 32;
 
     fn decode(input: &mut Input<'_>) -> Result<Self, DecodeError> {
-        Ok(Self { init: Decode::decode(input)?, exits: Decode::decode(input)?, args: decode_args(input)? })
+        Ok(Self {
+            init: Decode::decode(input)?,
+            exits: Decode::decode(input)?,
+            ifuncs: Decode::decode(input)?,
+            args: decode_args(input)?,
+        })
     }
 }
+
+/// Thread-local variables that every thread is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsTemplate {
+    /// The initial values of the first of them. The others are zero.
+    pub content: Blob<'static>,
+    /// Length in bytes of all of them.
+    pub size: u64,
+    /// Alignment of the first byte: a power of two.
+    pub align: u64,
+    /// Whether their distance from the thread pointer has to be the same in all threads.
+    pub is_static: bool,
+    /// How often the module is to be closed before it goes.
+    pub users: u64,
+}
+
+impl Encode for TlsTemplate {
+    fn encode(&self, out: &mut Vec<u8>) {
+        (&self.content, self.size, self.align, self.is_static, self.users).encode(out);
+    }
+}
+
+impl Decode<'_> for TlsTemplate {
+    const MIN_BYTES: usize = 33;
+
+    fn decode(input: &mut Input<'_>) -> Result<Self, DecodeError> {
+        let content: Blob<'_> = Decode::decode(input)?;
+        Ok(Self {
+            content: content.into_owned().into(),
+            size: Decode::decode(input)?,
+            align: Decode::decode(input)?,
+            is_static: Decode::decode(input)?,
+            users: Decode::decode(input)?,
+        })
+    }
+}
+
+/// A thread-local variable of a shared library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsName {
+    /// The symbol's name.
+    pub name: String,
+    /// Whether its distance from the thread pointer has to be the same in all threads.
+    pub is_static: bool,
+}
+
+sps_struct!(TlsName { name: String, is_static: bool });
+
+/// A module with thread-local variables, or one variable of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlsPlace {
+    /// The dynamic linker's number of the module.
+    pub module: u64,
+    /// Offset in the module.
+    pub offset: u64,
+    /// Distance from the thread pointer, if that is the same in all threads: a two's complement number.
+    pub tp_offset: Option<u64>,
+}
+
+sps_struct!(TlsPlace { module: u64, offset: u64, tp_offset: Option<u64> });
 
 /// A call of a function like C's `main`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -120,11 +120,9 @@ fn object_exits() -> impl Strategy<Value = ObjectExits> {
 }
 
 fn initializers() -> impl Strategy<Value = RunInitializers> {
-    (vec(range(), 0..3), vec(object_exits(), 0..3), vec(blob(), 0..3)).prop_map(|(init, exits, args)| RunInitializers {
-        init,
-        exits,
-        args,
-    })
+    let ifuncs = vec((addr(), addr()), 0..3);
+    (vec(range(), 0..3), vec(object_exits(), 0..3), ifuncs, vec(blob(), 0..3))
+        .prop_map(|(init, exits, ifuncs, args)| RunInitializers { ifuncs, init, exits, args })
 }
 
 fn main_call() -> impl Strategy<Value = MainCall> {

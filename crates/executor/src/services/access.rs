@@ -138,6 +138,11 @@ fn write(addr: ExecutorAddr, bytes: &[u8]) -> Result<(), OutOfBand> {
     if count == bytes.len() as isize { Ok(()) } else { Err(failed("written", addr, bytes.len(), count)) }
 }
 
+/// Writes this process's memory; an address that cannot be written is an error.
+pub(crate) fn write_own_memory(addr: u64, bytes: &[u8]) -> Result<(), OutOfBand> {
+    write(ExecutorAddr::new(addr), bytes)
+}
+
 fn own_pid() -> libc::pid_t {
     // Process ids are small positive numbers.
     std::process::id() as libc::pid_t

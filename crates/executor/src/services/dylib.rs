@@ -2,8 +2,9 @@
 //!
 //! A library that was opened stays open: linked code may hold addresses in it.
 
+use crate::module::{Module, Request, What};
 use crate::registry::session;
-use crate::services::{debugger, unwind};
+use crate::services::{debugger, thread_exit, unwind};
 use crate::wrap::{OutOfBand, wrappers};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::functions::Expected;
@@ -14,6 +15,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
 
 wrappers! { announce:
     DYLIB_OPEN => dylib_open = open;
+    DYLIB_OPEN_STATIC => dylib_open_static = open_static;
     DYLIB_RESOLVE => dylib_resolve = resolve_one;
     DYLIB_LOOKUP => dylib_lookup = look_up;
     RESOLVE => resolve = resolve_in_order;
@@ -45,7 +47,29 @@ fn open((instance, path, mode): (ExecutorAddr, String, u64)) -> Result<Expected<
     Ok(Ok(ExecutorAddr::new(handle as u64)))
 }
 
-fn dl_error() -> String {
+/// Opens a library whose thread-local variables some code wants at one distance from every thread's pointer: only while a
+/// library is being loaded, before anything of it has run, can it get that.
+fn open_static(
+    (instance, path, names): (ExecutorAddr, String, Vec<String>),
+) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+    let names: Vec<CString> = names.into_iter().filter_map(|name| CString::new(name).ok()).collect();
+    let requests = names.iter().map(|name| Request { name: Some(name.as_c_str()), what: What::TpOffset }).collect();
+    if let Ok(library) = CString::new(path.as_str())
+        && !names.is_empty()
+    {
+        let module = Module { needs: Some(library.as_c_str()), requests, ..Module::default() };
+        // If it cannot be, the library is opened as it is, and whoever wants more of it will be told.
+        if let Ok(module) = module.load() {
+            let opened = open((instance, path, 0));
+            module.unload();
+            return opened;
+        }
+    }
+    open((instance, path, 0))
+}
+
+/// Returns why the dynamic linker could not do what it was asked last on this thread.
+pub(crate) fn dl_error() -> String {
     // SAFETY: dlerror has no requirement; it gives the text of this thread's last error.
     let text = unsafe { libc::dlerror() };
     if text.is_null() {
@@ -62,7 +86,8 @@ fn check(handle: ExecutorAddr) -> Result<*mut c_void, String> {
 
 /// Returns the address of a symbol in the library that was given this handle.
 fn find(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
-    unwind::address_of(name).or_else(|| debugger::address_of(name)).or_else(|| find_exported(handle, name))
+    let own = unwind::address_of(name).or_else(|| debugger::address_of(name)).or_else(|| thread_exit::address_of(name));
+    own.or_else(|| find_exported(handle, name))
 }
 
 /// As [`find`], for LLVM's controllers. LLVM's own executor is a C++ program, and what is linked into it, LLVM's runtime
@@ -80,10 +105,19 @@ fn find_for_llvm(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
     find_exported(handle, name)
 }
 
+/// Returns the address of what a library exports. `name@VERSION` is the definition of that version.
 fn find_exported(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
+    let (name, version) = match name.split_once('@') {
+        Some((name, version)) => (name, Some(CString::new(version).ok()?)),
+        None => (name, None),
+    };
     let name = CString::new(name).ok()?;
-    // SAFETY: the handle is one that dlopen gave (`check`) and that is never closed; the name is a C string.
-    let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
+    let address = match version {
+        // SAFETY: the handle is one that dlopen gave (`check`) and that is never closed; the texts are C strings.
+        Some(version) => unsafe { libc::dlvsym(handle, name.as_ptr(), version.as_ptr()) },
+        // SAFETY: as above.
+        None => unsafe { libc::dlsym(handle, name.as_ptr()) },
+    };
     (!address.is_null()).then(|| ExecutorAddr::new(address as u64))
 }
 

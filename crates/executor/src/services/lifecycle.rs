@@ -7,6 +7,7 @@
 
 use crate::main_thread;
 use crate::services::calls::{Argv, Main};
+use crate::services::thread_exit;
 use crate::wrap::{OutOfBand, wrappers};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_wire::msg::{FiniArray, ObjectExits, RunInitializers};
@@ -46,6 +47,9 @@ fn initialize(request: RunInitializers) -> Result<SpsError, OutOfBand> {
             return Ok(SpsError(Err(format!("{array} is not an array of functions"))));
         }
     }
+    if request.ifuncs.iter().any(|(resolver, slot)| resolver.is_null() || slot.is_null()) {
+        return Ok(SpsError(Err("an IFUNC has no resolver or no slot".to_owned())));
+    }
     let argv = match Argv::new(request.args) {
         Ok(argv) => Arc::new(argv),
         Err(text) => return Ok(SpsError(Err(text))),
@@ -58,8 +62,12 @@ fn initialize(request: RunInitializers) -> Result<SpsError, OutOfBand> {
         fini().extend(arrays.into_iter().map(|array| (dso_handle, array)));
     }
     ARGV.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&argv));
-    let init = request.init;
+    let (init, ifuncs) = (request.init, request.ifuncs);
     main_thread::run(move || {
+        for (resolver, slot) in ifuncs {
+            // SAFETY: the controller names a resolver, which has no arguments, and a slot of linked data for its result.
+            unsafe { resolve_ifunc(resolver, slot) };
+        }
         for array in init {
             for function in entries(array) {
                 // SAFETY: the controller names arrays of initializers, which are called as `main` is.
@@ -68,6 +76,19 @@ fn initialize(request: RunInitializers) -> Result<SpsError, OutOfBand> {
         }
     });
     Ok(SpsError(Ok(())))
+}
+
+/// Calls the resolver of an IFUNC, and puts the address of what it chose into the slot.
+///
+/// # Safety
+///
+/// `resolver` must be such a function, and `slot` 8 aligned bytes that nothing reads before this returns.
+unsafe fn resolve_ifunc(resolver: ExecutorAddr, slot: ExecutorAddr) {
+    // SAFETY: the address is that of a function of this type (caller).
+    let resolver =
+        unsafe { std::mem::transmute::<usize, unsafe extern "C" fn() -> *const c_void>(resolver.as_u64() as usize) };
+    // SAFETY: as above; the slot can be written (caller).
+    unsafe { (slot.as_u64() as usize as *mut *const c_void).write(resolver()) };
 }
 
 /// Returns the functions of an array. Entries of 0 and -1 are none.
@@ -98,6 +119,7 @@ fn end_object((dso_handle,): (ExecutorAddr,)) -> Result<SpsError, OutOfBand> {
         let own: Vec<(ExecutorAddr, FiniArray)> = own;
         own.into_iter().map(|(_, array)| array).collect()
     };
+    thread_exit::forget(dso_handle);
     main_thread::run(move || {
         // SAFETY: the C library compares the handle and calls what was registered with it, in memory that is still
         // there: this runs before the object's memory goes.

@@ -21,6 +21,7 @@ wrappers! { announce_plain:
     SIMPLE_DEINITIALIZE => simple_deinitialize = deinitialize_simple;
     SIMPLE_RELEASE => simple_release = release_simple;
     SIMPLE_DEALLOCATE => simple_deallocate = release_simple;
+    PLACE_BELOW => place_below = place;
     MEMORY_USAGE => memory_usage = usage;
 }
 
@@ -192,6 +193,13 @@ fn release_simple((instance, bases): (ExecutorAddr, Keys)) -> Result<SpsError, O
     let session = session(instance)?;
     let bases = something(&session, bases);
     Ok(SpsError(text(session.private.release(&bases))))
+}
+
+fn place((instance, limit): (ExecutorAddr, u64)) -> Result<SpsError, OutOfBand> {
+    let session = session(instance)?;
+    session.shared.place_below(ExecutorAddr::new(limit));
+    session.private.place_below(ExecutorAddr::new(limit));
+    Ok(SpsError(Ok(())))
 }
 
 /// Adds up both services.

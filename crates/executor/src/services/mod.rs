@@ -7,11 +7,17 @@ mod dispatch;
 mod dylib;
 mod lifecycle;
 mod memory;
+mod thread_exit;
+mod tls;
 mod unwind;
+mod unwind_index;
 
 use farlink_wire::setup::ExecutorInfo;
 
+pub(crate) use access::write_own_memory;
 pub(crate) use calls::end_process;
+pub(crate) use dylib::dl_error;
+pub(crate) use unwind_index::{ForkLock, lock_for_fork};
 
 /// Announces every function that the connection allows.
 pub(crate) fn announce(info: &mut ExecutorInfo, passes_descriptors: bool) {
@@ -23,6 +29,8 @@ pub(crate) fn announce(info: &mut ExecutorInfo, passes_descriptors: bool) {
     calls::announce(info);
     lifecycle::announce(info);
     unwind::announce(info);
+    unwind_index::announce(info);
+    tls::announce(info);
     debugger::announce(info);
     access::announce(info);
     dispatch::announce(info);

@@ -51,6 +51,11 @@ impl InProcessMapper {
         self.views.add(range, View { object: None, mapping, own_data, stripes }).map(|()| range)
     }
 
+    /// Places what is reserved from now on below `limit`.
+    pub fn place_below(&self, limit: farlink_addr::ExecutorAddr) {
+        self.service.place_below(limit);
+    }
+
     /// Returns `bytes` in whole pages.
     fn whole_pages(&self, bytes: u64) -> Result<u64, Error> {
         self.page_size().round_up(bytes).ok_or(Error::BadSize { what: "reserved", bytes })

@@ -44,6 +44,8 @@ pub struct Allocation<'a> {
 #[derive(Debug)]
 pub struct MemoryService {
     page_size: PageSize,
+    /// What is reserved ends below this address; 0 is no limit.
+    limit: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -57,7 +59,7 @@ impl MemoryService {
     /// Returns a service without slabs.
     #[must_use]
     pub fn new() -> Self {
-        Self { page_size: sys::page_size(), state: Mutex::default() }
+        Self { page_size: sys::page_size(), limit: AtomicU64::new(0), state: Mutex::default() }
     }
 
     /// Returns the page size of this process.
@@ -78,7 +80,7 @@ impl MemoryService {
     /// Fails if the size is 0 or more than an address space has, or the system has no room for it.
     pub fn reserve_private(&self, bytes: u64) -> Result<ExecutorAddrRange, Error> {
         let bytes = self.slab_bytes(bytes)?;
-        let mapping = Mapping::private(bytes as usize).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+        let mapping = Mapping::private(bytes as usize, self.limit()).map_err(|_| Error::OutOfAddressSpace { bytes })?;
         self.add_slab(mapping, Backing::Private { object: None }, &[])
     }
 
@@ -93,8 +95,8 @@ impl MemoryService {
         slabs::check_stripes(stripes, bytes, self.page_size)?;
         let object = SharedObject::nameless(bytes).map_err(|error| nameless_error(error, bytes))?;
         let no_space = |_| Error::OutOfAddressSpace { bytes };
-        let mapping = object.map_stripes(bytes as usize, stripes, true).map_err(no_space)?;
-        let view = object.map(bytes as usize).map_err(no_space)?;
+        let mapping = object.map_stripes(bytes as usize, stripes, true, self.limit()).map_err(no_space)?;
+        let view = object.map(bytes as usize, None).map_err(no_space)?;
         let range = self.add_slab(mapping, Backing::Private { object: Some(object) }, stripes)?;
         Ok((range, Arc::new(view)))
     }
@@ -117,7 +119,7 @@ impl MemoryService {
             .find_map(|name| Some(SharedObject::create(&name, bytes).transpose()?.map(|object| (object, name))));
         let (object, name) = created.unwrap_or_else(|| Err(Error::shared("/farlink_*", "created", Errno::EXIST)))?;
         let guard = SharedName(name.clone());
-        let mapping = object.map(bytes as usize).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+        let mapping = object.map(bytes as usize, self.limit()).map_err(|_| Error::OutOfAddressSpace { bytes })?;
         Ok((self.add_slab(mapping, Backing::Shared { object, _name: Some(guard) }, &[])?, name))
     }
 
@@ -145,14 +147,23 @@ impl MemoryService {
             return Err(Error::BadSize { what: "mapped of a smaller object", bytes });
         }
         let mapped = match stripes {
-            [] => object.map(bytes as usize),
-            stripes => object.map_stripes(bytes as usize, stripes, false),
+            [] => object.map(bytes as usize, self.limit()),
+            stripes => object.map_stripes(bytes as usize, stripes, false, self.limit()),
         };
         let mapping = mapped.map_err(|error| match error {
             Errno::NOMEM => Error::OutOfAddressSpace { bytes },
             error => Error::system("the object received cannot be mapped", error),
         })?;
         self.add_slab(mapping, Backing::Shared { object, _name: None }, stripes)
+    }
+
+    /// Places what is reserved from now on below `limit`; null is no limit.
+    pub fn place_below(&self, limit: ExecutorAddr) {
+        self.limit.store(limit.as_u64(), Ordering::Relaxed);
+    }
+
+    fn limit(&self) -> Option<ExecutorAddr> {
+        Some(ExecutorAddr::new(self.limit.load(Ordering::Relaxed))).filter(|limit| !limit.is_null())
     }
 
     fn slab_bytes(&self, bytes: u64) -> Result<u64, Error> {

@@ -26,16 +26,16 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps `len` fresh bytes, zero, readable and writable, which take physical memory only as they are touched.
-    pub(crate) fn private(len: usize) -> Result<Self, Errno> {
-        Ok(Self::new(anonymous(len, ProtFlags::READ | ProtFlags::WRITE)?, len, false))
+    pub(crate) fn private(len: usize, limit: Limit) -> Result<Self, Errno> {
+        Ok(Self::new(anonymous(len, ProtFlags::READ | ProtFlags::WRITE, limit)?, len, false))
     }
 
     /// Maps the first `len` bytes of a shared memory object, readable and writable.
-    pub(crate) fn shared(object: impl AsFd, len: usize) -> Result<Self, Errno> {
-        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
-        let start = call(SystemCall::Mmap, || {
-            // SAFETY: no address is asked for, so no mapping that exists is replaced.
-            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, object, 0) }
+    pub(crate) fn shared(object: impl AsFd, len: usize, limit: Limit) -> Result<Self, Errno> {
+        let (prot, shared) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
+        let start = place(len, limit, |addr, flags| {
+            // SAFETY: a mapping that exists is not replaced: `place` says so in the flags.
+            unsafe { rustix::mm::mmap(addr, len, prot, shared | flags, object.as_fd(), 0) }
         })?;
         Ok(Self::new(start, len, true))
     }
@@ -46,8 +46,14 @@ impl Mapping {
     /// With `owns_data`, stripes that can be written and are not shared with children are memory of this process alone.
     ///
     /// Protections are set by mapping and not by changing them, which a hardened process refuses.
-    pub(crate) fn striped(object: impl AsFd, len: usize, stripes: &[Stripe], owns_data: bool) -> Result<Self, Errno> {
-        let mapping = Self::new(anonymous(len, ProtFlags::empty())?, len, !owns_data);
+    pub(crate) fn striped(
+        object: impl AsFd,
+        len: usize,
+        stripes: &[Stripe],
+        owns_data: bool,
+        limit: Limit,
+    ) -> Result<Self, Errno> {
+        let mapping = Self::new(anonymous(len, ProtFlags::empty(), limit)?, len, !owns_data);
         for (index, stripe) in stripes.iter().enumerate() {
             let end = stripes.get(index + 1).map_or(len as u64, |next| next.offset);
             let with_gap = end.checked_sub(stripe.offset).filter(|&size| size >= stripe.size).ok_or(Errno::INVAL)?;
@@ -156,11 +162,45 @@ impl Mapping {
 }
 
 /// Maps `len` bytes of this process's own, which take physical memory only as they are touched.
-fn anonymous(len: usize, prot: ProtFlags) -> Result<*mut core::ffi::c_void, Errno> {
-    call(SystemCall::Mmap, || {
-        // SAFETY: no address is asked for, so no mapping that exists is replaced.
-        unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE | MapFlags::NORESERVE) }
+fn anonymous(len: usize, prot: ProtFlags, limit: Limit) -> Result<*mut core::ffi::c_void, Errno> {
+    place(len, limit, |addr, flags| {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | flags;
+        // SAFETY: a mapping that exists is not replaced: `place` says so in the flags.
+        unsafe { rustix::mm::mmap_anonymous(addr, len, prot, flags) }
     })
+}
+
+/// The address below which a mapping has to end; `None` leaves it to the system where it goes.
+pub(crate) type Limit = Option<ExecutorAddr>;
+
+/// Where mappings with a limit are tried: from here on, in steps.
+const FIRST_PLACE: usize = 256 << 20;
+const PLACE_STEP: usize = 64 << 20;
+
+/// Finds a place for a mapping, which `map` makes at an address with flags that keep it from replacing another.
+fn place(
+    len: usize,
+    limit: Limit,
+    map: impl Fn(*mut core::ffi::c_void, MapFlags) -> Result<*mut core::ffi::c_void, Errno>,
+) -> Result<*mut core::ffi::c_void, Errno> {
+    let Some(limit) = limit else {
+        return call(SystemCall::Mmap, || map(std::ptr::null_mut(), MapFlags::empty()));
+    };
+    let last = (limit.as_u64() as usize).checked_sub(len).ok_or(Errno::NOMEM)?;
+    for start in (FIRST_PLACE..=last).step_by(PLACE_STEP) {
+        let start: *mut core::ffi::c_void = std::ptr::without_provenance_mut(start);
+        match call(SystemCall::Mmap, || map(start, MapFlags::FIXED_NOREPLACE)) {
+            Ok(mapped) if mapped == start => return Ok(mapped),
+            Ok(elsewhere) => {
+                // Systems before Linux 4.17 take the address for a hint.
+                // SAFETY: this is the mapping made just now, of which nobody knows.
+                call(SystemCall::Munmap, || unsafe { rustix::mm::munmap(elsewhere, len) })?;
+            }
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Errno::NOMEM)
 }
 
 fn prot_flags(prot: MemProt) -> MprotectFlags {

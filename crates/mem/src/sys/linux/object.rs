@@ -1,6 +1,6 @@
 //! Shared memory objects: POSIX ones, and those without a name.
 
-use super::mapping::Mapping;
+use super::mapping::{Limit, Mapping};
 use crate::Error;
 use crate::sys::count::{SystemCall, call};
 use farlink_wire::msg::Stripe;
@@ -128,13 +128,19 @@ impl SharedObject {
         call(SystemCall::Fallocate, || rustix::io::retry_on_intr(secure))
     }
 
-    pub(crate) fn map(&self, len: usize) -> Result<Mapping, Errno> {
-        Mapping::shared(&self.fd, len)
+    pub(crate) fn map(&self, len: usize, limit: Limit) -> Result<Mapping, Errno> {
+        Mapping::shared(&self.fd, len, limit)
     }
 
     /// Maps stripes of the object: see [`Mapping::striped`].
-    pub(crate) fn map_stripes(&self, len: usize, stripes: &[Stripe], owns_data: bool) -> Result<Mapping, Errno> {
-        Mapping::striped(&self.fd, len, stripes, owns_data)
+    pub(crate) fn map_stripes(
+        &self,
+        len: usize,
+        stripes: &[Stripe],
+        owns_data: bool,
+        limit: Limit,
+    ) -> Result<Mapping, Errno> {
+        Mapping::striped(&self.fd, len, stripes, owns_data, limit)
     }
 }
 
@@ -178,7 +184,7 @@ mod tests {
         let object = SharedObject::create(&name, page).unwrap().unwrap();
         let other = SharedObject::take(&name).unwrap();
         assert_eq!(other.len().unwrap(), page);
-        for mapping in [Mapping::private(page as usize).unwrap(), object.map(page as usize).unwrap()] {
+        for mapping in [Mapping::private(page as usize, None).unwrap(), object.map(page as usize, None).unwrap()] {
             let range = mapping.range();
             mapping.write(range.start(), b"content").unwrap();
             mapping.discard(range).unwrap();
@@ -195,7 +201,7 @@ mod tests {
         let page = page_size().bytes();
         let object = SharedObject::nameless(page).unwrap();
         let other = SharedObject::received(object.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        let (one, two) = (object.map(page as usize).unwrap(), other.map(page as usize).unwrap());
+        let (one, two) = (object.map(page as usize, None).unwrap(), other.map(page as usize, None).unwrap());
         one.write(one.range().start(), b"x").unwrap();
         // SAFETY: the first byte of the mapping is readable.
         assert_eq!(unsafe { two.start().as_ptr().read_volatile() }, b'x');

@@ -1,0 +1,189 @@
+//! Finding unwind information by address.
+//!
+//! libgcc asks `_Unwind_Find_FDE` for every frame that it unwinds, through the process's symbol table, so the definition
+//! here is asked first: it knows linked objects by the addresses of their code, and their indexes, which the controller has
+//! sorted. What it does not know goes on to libgcc's own. Registering an object is one entry in a tree; nothing is read or
+//! sorted before something is thrown.
+//!
+//! Where this definition is not the one that libgcc finds, in a program that was linked without exporting it, sections are
+//! registered in libgcc's own way.
+//!
+//! An index is a number of entries (4 bytes), then those, by ascending address, 12 bytes each: the distances from the index
+//! to a function (signed), its length (unsigned), and the distance from the index to its frame description (signed).
+
+use crate::wrap::{OutOfBand, wrappers};
+use farlink_addr::ExecutorAddrRange;
+use farlink_wire::setup::ExecutorInfo;
+use farlink_wire::sps::SpsError;
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockWriteGuard};
+
+wrappers! { announce_found:
+    REGISTER_UNWIND_INDEX => register_unwind_index = register;
+    DEREGISTER_UNWIND_INDEX => deregister_unwind_index = deregister;
+}
+
+/// Announces the functions, if libgcc asks here.
+pub(crate) fn announce(info: &mut ExecutorInfo) {
+    // SAFETY: the name is a C string, and the handle means all libraries of the process.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_Unwind_Find_FDE".as_ptr()) };
+    if found as usize == _Unwind_Find_FDE as *const () as usize {
+        announce_found(info);
+    }
+}
+
+/// Bytes of the number of entries.
+const COUNT_BYTES: u64 = 4;
+
+/// Bytes of an entry.
+const ENTRY_BYTES: u64 = 12;
+
+/// The index of a linked object.
+#[derive(Clone, Copy)]
+struct Index {
+    /// Where it begins.
+    start: u64,
+    entries: u64,
+    /// Where the code that it knows ends.
+    code_end: u64,
+}
+
+/// An entry with addresses in place of distances.
+struct Entry {
+    function: u64,
+    length: u64,
+    description: u64,
+}
+
+impl Index {
+    fn entry(&self, position: u64) -> Entry {
+        let at = (self.start + COUNT_BYTES + position * ENTRY_BYTES) as usize as *const i32;
+        // SAFETY: the controller has linked as many entries there, and they stay while the index is registered.
+        let [function, length, description] = [0, 1, 2].map(|word| unsafe { at.add(word).read_unaligned() });
+        let address = |distance: i32| self.start.wrapping_add_signed(distance.into());
+        Entry { function: address(function), length: u64::from(length as u32), description: address(description) }
+    }
+
+    /// Returns the entry of the function that holds `pc`.
+    fn find(&self, pc: u64) -> Option<Entry> {
+        let (mut low, mut high) = (0, self.entries);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.entry(middle).function <= pc {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        let entry = self.entry(low.checked_sub(1)?);
+        (pc - entry.function < entry.length).then_some(entry)
+    }
+}
+
+/// The indexes of linked objects, by where their code begins.
+static INDEXES: RwLock<BTreeMap<u64, Index>> = RwLock::new(BTreeMap::new());
+
+fn write() -> RwLockWriteGuard<'static, BTreeMap<u64, Index>> {
+    // Nothing that can panic runs under this lock.
+    INDEXES.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads where an index and the code that it knows begin and end.
+fn read(range: ExecutorAddrRange) -> Result<(u64, Index), String> {
+    let bad = || format!("{range} is not an index of unwind information");
+    let start = range.start().as_u64();
+    if range.start().is_null() || range.len() < COUNT_BYTES + ENTRY_BYTES {
+        return Err(bad());
+    }
+    // SAFETY: the controller names an index that it has linked into this process, of that length.
+    let entries = u64::from(unsafe { (start as usize as *const u32).read_unaligned() });
+    if entries == 0 || range.len() != COUNT_BYTES + entries * ENTRY_BYTES {
+        return Err(bad());
+    }
+    let index = Index { start, entries, code_end: 0 };
+    let (first, last) = (index.entry(0), index.entry(entries - 1));
+    let code_end = last.function.saturating_add(last.length);
+    Ok((first.function, Index { code_end, ..index }))
+}
+
+fn register((range,): (ExecutorAddrRange,)) -> Result<SpsError, OutOfBand> {
+    let (code, index) = match read(range) {
+        Ok(read) => read,
+        Err(text) => return Ok(SpsError(Err(text))),
+    };
+    let mut indexes = write();
+    let before = indexes.range(..=code).next_back().filter(|(_, before)| before.code_end > code);
+    let after = indexes.range(code..index.code_end).next();
+    if before.is_some() || after.is_some() {
+        return Ok(SpsError(Err(format!("there is unwind information for the code at {code:#x} already"))));
+    }
+    indexes.insert(code, index);
+    Ok(SpsError(Ok(())))
+}
+
+fn deregister((range,): (ExecutorAddrRange,)) -> Result<SpsError, OutOfBand> {
+    let code = match read(range) {
+        Ok((code, _)) => code,
+        Err(text) => return Ok(SpsError(Err(text))),
+    };
+    let mut indexes = write();
+    if indexes.get(&code).is_none_or(|index| index.start != range.start().as_u64()) {
+        return Ok(SpsError(Err(format!("the unwind information at {range} is not registered"))));
+    }
+    indexes.remove(&code);
+    Ok(SpsError(Ok(())))
+}
+
+/// What libgcc wants to know besides the frame description: `struct dwarf_eh_bases`.
+#[repr(C)]
+struct Bases {
+    text: *const c_void,
+    data: *const c_void,
+    function: *const c_void,
+}
+
+type FindFde = unsafe extern "C" fn(*const c_void, *mut Bases) -> *const c_void;
+
+/// libgcc's own function of that name.
+fn next() -> Option<FindFde> {
+    static NEXT: OnceLock<Option<FindFde>> = OnceLock::new();
+    *NEXT.get_or_init(|| {
+        // SAFETY: the name is a C string, and the handle means the libraries after this one.
+        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, c"_Unwind_Find_FDE".as_ptr()) };
+        // SAFETY: libgcc's function of this name has this type.
+        (!found.is_null()).then(|| unsafe { std::mem::transmute::<*mut c_void, FindFde>(found) })
+    })
+}
+
+/// Returns the frame description of the function that holds `pc`, or null.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _Unwind_Find_FDE(pc: *const c_void, bases: *mut Bases) -> *const c_void {
+    let found = {
+        let indexes = INDEXES.read().unwrap_or_else(PoisonError::into_inner);
+        let index = indexes.range(..=pc as u64).next_back().filter(|(_, index)| (pc as u64) < index.code_end);
+        index.and_then(|(_, index)| index.find(pc as u64))
+    };
+    if let Some(entry) = found {
+        let none = std::ptr::null();
+        let function = entry.function as usize as *const c_void;
+        // SAFETY: libgcc passes a structure of this type to be written.
+        unsafe { bases.write(Bases { text: none, data: none, function }) };
+        return entry.description as usize as *const c_void;
+    }
+    match next() {
+        // SAFETY: the arguments are those that libgcc passed.
+        Some(next) => unsafe { next(pc, bases) },
+        None => std::ptr::null(),
+    }
+}
+
+/// Keeps the lock, so that a child that is forked now does not find it taken by a thread that it does not have.
+pub(crate) fn lock_for_fork() -> ForkLock {
+    ForkLock { _indexes: write() }
+}
+
+/// See [`lock_for_fork`].
+pub(crate) struct ForkLock {
+    _indexes: RwLockWriteGuard<'static, BTreeMap<u64, Index>>,
+}

@@ -1,0 +1,107 @@
+//! Places for the objects of a batch: memory for each, for what several have together, and the bounds of both.
+
+use crate::Error;
+use crate::claim::{Claim, Of};
+use crate::session::SessionInner;
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt};
+use farlink_graph::{Bound, Layout, LinkGraph, Together};
+use farlink_mem::{AllocatedSegment, InFlightAlloc};
+
+/// The places of a batch.
+pub(crate) struct Places {
+    /// The layout of each object, and its memory if it needs any.
+    pub(crate) objects: Vec<(Layout, Option<InFlightAlloc>)>,
+    /// The sets of sections, and their memory if they have any.
+    pub(crate) sets: Vec<(Together, Option<InFlightAlloc>)>,
+}
+
+/// Gives every object of the batch its memory and its addresses.
+pub(crate) fn place(session: &SessionInner, claim: &mut Claim) -> Result<Places, Error> {
+    let names: Vec<&str> = claim.sets.iter().map(String::as_str).collect();
+    let mut objects = Vec::with_capacity(claim.objects.len());
+    for claimed in &mut claim.objects {
+        let layout = farlink_graph::lay_out(&claimed.graph, &names)?;
+        let segments = layout.segments();
+        let allocation = if segments.is_empty() { None } else { Some(session.memory.allocate(segments).wait()?) };
+        let ranges: Vec<ExecutorAddrRange> = segments_of(&allocation).map(|segment| segment.range).collect();
+        farlink_graph::assign(&mut claimed.graph, &layout, &ranges);
+        objects.push((layout, allocation));
+    }
+    let mut sets = Vec::with_capacity(names.len());
+    for name in names {
+        let graphs: Vec<&LinkGraph> = claim.objects.iter().map(|claimed| &*claimed.graph).collect();
+        let set = Together::set(name, &graphs)?;
+        let allocation = match set.segment() {
+            Some(segment) => Some(session.memory.allocate(vec![segment]).wait()?),
+            None => None,
+        };
+        let start = start_of(&allocation);
+        for (position, claimed) in claim.objects.iter_mut().enumerate() {
+            set.assign(position, &mut claimed.graph, start);
+        }
+        sets.push((set, allocation));
+    }
+    Ok(Places { objects, sets })
+}
+
+fn segments_of(allocation: &Option<InFlightAlloc>) -> impl Iterator<Item = &AllocatedSegment> {
+    allocation.iter().flat_map(InFlightAlloc::segments)
+}
+
+fn start_of(allocation: &Option<InFlightAlloc>) -> ExecutorAddr {
+    segments_of(allocation).next().map_or(ExecutorAddr::NULL, |segment| segment.range.start())
+}
+
+impl Places {
+    /// Returns the address of a bound; none if it is that of sections that no object has.
+    pub(crate) fn bound(&self, claim: &Claim, (of, bound): (Of, Bound)) -> Option<ExecutorAddr> {
+        let (start, end) = match of {
+            Of::Nothing => return Some(ExecutorAddr::NULL),
+            Of::Set(index) => {
+                let (set, allocation) = &self.sets[index];
+                let start = start_of(allocation);
+                // Arrays of functions are there even if they have no entries.
+                let is_known = allocation.is_some() || claim.sets[index].starts_with('.');
+                return is_known.then(|| match bound {
+                    Bound::Start => start,
+                    Bound::End => start.checked_add(set.size()).unwrap_or(start),
+                });
+            }
+            Of::Program => (self.all().map(|segment| segment.range.start()).min(), self.ends(|_| true, false)),
+            Of::Code => (None, self.ends(|segment| segment.group.prot.contains(MemProt::EXEC), false)),
+            Of::Data => (None, self.ends(|segment| segment.group.prot.contains(MemProt::WRITE), true)),
+        };
+        let found = if bound == Bound::Start { start } else { end };
+        Some(found.unwrap_or(ExecutorAddr::NULL))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &AllocatedSegment> {
+        let objects = self.objects.iter().flat_map(|(_, allocation)| segments_of(allocation));
+        objects.chain(self.sets.iter().flat_map(|(_, allocation)| segments_of(allocation)))
+    }
+
+    /// Returns where the last of some segments ends, with its zero fill or without.
+    fn ends(&self, counts: impl Fn(&AllocatedSegment) -> bool, without_zero_fill: bool) -> Option<ExecutorAddr> {
+        let end = |segment: &AllocatedSegment| {
+            let content_end = segment.range.start().checked_add(segment.content_bytes);
+            if without_zero_fill { content_end } else { Some(segment.range.end()) }
+        };
+        self.all().filter(|segment| counts(segment)).filter_map(end).max()
+    }
+
+    /// Copies content into memory and applies fixups.
+    pub(crate) fn fix_up(&self, claim: &Claim) -> Result<(), Error> {
+        for (position, claimed) in claim.objects.iter().enumerate() {
+            let (layout, allocation) = &self.objects[position];
+            if let Some(allocation) = allocation {
+                farlink_graph::fix_up(&claimed.graph, layout, allocation.segments())?;
+            }
+            for (set, allocation) in &self.sets {
+                if let Some(segment) = segments_of(allocation).next() {
+                    set.fix_up(position, &claimed.graph, &segment.working)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

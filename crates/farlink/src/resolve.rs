@@ -1,0 +1,157 @@
+//! The values of the external symbols of a batch.
+
+use crate::Error;
+use crate::claim::{Claim, Target};
+use crate::error::UndefinedSymbol;
+use crate::library::LibraryInner;
+use crate::place::Places;
+use crate::state::{ObjectState, State};
+use crate::table::Value;
+use crate::thread_local;
+use farlink_addr::ExecutorAddr;
+use farlink_graph::TlsAddress;
+use std::collections::BTreeMap;
+use std::sync::MutexGuard;
+
+/// Finds the address of every external symbol of the batch that is not thread-local; gives those of its names.
+pub(crate) fn resolve(
+    library: &LibraryInner,
+    claim: &mut Claim,
+    places: &Places,
+    names: &[&str],
+) -> Result<Vec<ExecutorAddr>, Error> {
+    let session = &library.session;
+    let found = match &session.runtime {
+        Some(runtime) => runtime.resolve(&claim.shared, &claim.asked)?,
+        None => vec![session.undefined_zero.then_some(ExecutorAddr::NULL); claim.asked.len()],
+    };
+    let bounds: Vec<_> = claim.bounds.iter().map(|&bound| places.bound(claim, bound)).collect();
+    check_defined(claim, &found, &bounds)?;
+    let others = addresses_of_others(library, claim)?;
+    let address = |claim: &Claim, target: Target, name: &str| match target {
+        Target::Known(value) => value.address(),
+        Target::Batch(position, symbol) => claim.objects[position].graph.symbol_address(symbol),
+        Target::Other(_) => others.winner(name)?.address(),
+        Target::Bound(position) => bounds[position],
+        Target::Ask(position) => found[position],
+    };
+    for position in 0..claim.objects.len() {
+        for index in 0..claim.objects[position].targets.len() {
+            let (symbol, target) = claim.objects[position].targets[index];
+            let found = address(claim, target, claim.objects[position].graph.symbol_name(symbol));
+            // Only a weak reference can be left without a definition; it is null.
+            claim.objects[position].graph.set_address(symbol, found.unwrap_or(ExecutorAddr::NULL));
+        }
+    }
+    let roots = claim.roots.iter().zip(names);
+    Ok(roots.map(|(&target, name)| address(claim, target, name).unwrap_or(ExecutorAddr::NULL)).collect())
+}
+
+/// Finds where every external thread-local variable of the batch is, once its own have their module.
+pub(crate) fn resolve_thread_local(library: &LibraryInner, claim: &mut Claim) -> Result<(), Error> {
+    let is_wanted = claim
+        .objects
+        .iter()
+        .any(|claimed| claimed.targets.iter().any(|&(symbol, _)| claimed.graph.is_thread_local(symbol)));
+    if !is_wanted {
+        return Ok(());
+    }
+    let shared = thread_local::of_shared_libraries(&library.session, claim)?;
+    let others = addresses_of_others(library, claim)?;
+    let mut undefined: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for position in 0..claim.objects.len() {
+        for index in 0..claim.objects[position].targets.len() {
+            let graph = &claim.objects[position].graph;
+            let (symbol, target) = claim.objects[position].targets[index];
+            if !graph.is_thread_local(symbol) {
+                continue;
+            }
+            let tls: Option<TlsAddress> = match target {
+                Target::Known(value) => value.thread_local(),
+                Target::Batch(position, symbol) => claim.objects[position].graph.tls_address(symbol),
+                Target::Other(_) => others.winner(graph.symbol_name(symbol)).and_then(Value::thread_local),
+                Target::Bound(_) => None,
+                Target::Ask(asked) => shared.get(&asked).copied().flatten(),
+            };
+            if let (Target::Ask(asked), None, false) = (target, tls, graph.is_weak_external(symbol)) {
+                undefined.entry(asked).or_default().push(graph.name().to_owned());
+            }
+            if let Some(tls) = tls {
+                claim.objects[position].graph.set_tls_address(symbol, tls);
+            }
+        }
+    }
+    report(claim, undefined)
+}
+
+/// The library's definitions once the objects that other threads were linking have settled.
+struct Others<'a>(Option<MutexGuard<'a, State>>);
+
+impl Others<'_> {
+    fn winner(&self, name: &str) -> Option<Value> {
+        self.0.as_ref()?.table.winner(name)?.value
+    }
+}
+
+/// Waits for the objects of this batch's references that other threads are linking.
+fn addresses_of_others<'a>(library: &'a LibraryInner, claim: &Claim) -> Result<Others<'a>, Error> {
+    if claim.others.is_empty() {
+        return Ok(Others(None));
+    }
+    let state = library.wait_settled(&claim.others);
+    let failed = claim.others.iter().map(|&id| &state.objects[id.0 as usize]);
+    match { failed }.find(|slot| !matches!(slot.state, ObjectState::Linked(_))) {
+        Some(slot) => Err(Error::Dependency { object: slot.name.clone() }),
+        None => Ok(Others(Some(state))),
+    }
+}
+
+/// Checks that every name that somebody needs was found; names all that were not, and who needs them.
+fn check_defined(
+    claim: &mut Claim,
+    found: &[Option<ExecutorAddr>],
+    bounds: &[Option<ExecutorAddr>],
+) -> Result<(), Error> {
+    let is_missing = |target: Target| match target {
+        Target::Ask(position) if found[position].is_none() => Some(position),
+        _ => None,
+    };
+    let mut undefined: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for root in claim.roots.iter().filter_map(|&root| is_missing(root)) {
+        undefined.entry(root).or_default();
+    }
+    let mut missing_bounds = Vec::new();
+    for claimed in &claim.objects {
+        let graph = &claimed.graph;
+        let strong = claimed.targets.iter().filter(|&&(symbol, _)| !graph.is_weak_external(symbol));
+        for &(symbol, target) in strong {
+            if let Target::Bound(position) = target
+                && bounds[position].is_none()
+            {
+                missing_bounds.push((graph.symbol_name(symbol).to_owned(), graph.name().to_owned()));
+            }
+            // Those of threads are looked for elsewhere.
+            if let Some(position) = is_missing(target).filter(|_| !graph.is_thread_local(symbol)) {
+                let users = undefined.entry(position).or_default();
+                // One object may refer to a name through several of its symbols.
+                if users.last().map(String::as_str) != Some(graph.name()) {
+                    users.push(graph.name().to_owned());
+                }
+            }
+        }
+    }
+    for (name, user) in missing_bounds {
+        claim.asked.push(name);
+        undefined.entry(claim.asked.len() - 1).or_default().push(user);
+    }
+    report(claim, undefined)
+}
+
+fn report(claim: &Claim, undefined: BTreeMap<usize, Vec<String>>) -> Result<(), Error> {
+    if undefined.is_empty() {
+        return Ok(());
+    }
+    let named = undefined.into_iter();
+    let named = named.map(|(position, users)| UndefinedSymbol { name: claim.asked[position].clone(), users });
+    Err(Error::Undefined(named.collect()))
+}
