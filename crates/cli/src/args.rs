@@ -29,14 +29,18 @@ pub(crate) enum Command {
 /// What to link.
 #[derive(Args)]
 pub(crate) struct InputArgs {
-    /// Objects (.o), archives (.a), shared libraries (.so), and sources (.c .cc .cpp .s .S .rs), which are compiled
-    /// on the way by $CC, $CXX and $RUSTC with $CFLAGS, $CXXFLAGS and $RUSTFLAGS.
+    /// Objects (.o), archives (.a), shared libraries (.so), and sources (.c .cc .cpp .s .S .f90 .rs), which are
+    /// compiled on the way by $CC, $CXX, $FC and $RUSTC with $CFLAGS, $CXXFLAGS, $FFLAGS and $RUSTFLAGS.
     #[arg(value_name = "INPUT", required = true)]
     pub(crate) inputs: Vec<PathBuf>,
 
     /// Link with libNAME.so or libNAME.a, or with the file FILE if NAME is :FILE.
     #[arg(short = 'l', value_name = "NAME")]
     pub(crate) libraries: Vec<String>,
+
+    /// Link all members of the archive FILE, whether anything refers to them or not.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) whole_archive: Vec<PathBuf>,
 
     /// Look for libraries in DIR before the system's directories.
     #[arg(short = 'L', value_name = "DIR")]
@@ -77,6 +81,10 @@ pub(crate) struct RunArgs {
     /// How linked code reaches the executor: shared, or remote for tcp: and command:.
     #[arg(long, value_enum)]
     pub(crate) memory: Option<MemoryArg>,
+
+    /// Leave out what nothing refers to, from the entry on. Rust programs are always linked so.
+    #[arg(long)]
+    pub(crate) gc_sections: bool,
 
     /// Print to stderr how long each phase took.
     #[arg(long)]

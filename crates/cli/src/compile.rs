@@ -12,6 +12,7 @@ pub(crate) enum Language {
     C,
     Cxx,
     Assembly,
+    Fortran,
     Rust,
 }
 
@@ -22,6 +23,7 @@ impl Language {
             "c" => Some(Self::C),
             "cc" | "cpp" | "cxx" | "C" => Some(Self::Cxx),
             "s" | "S" => Some(Self::Assembly),
+            "f" | "for" | "f90" | "f95" | "f03" | "f08" | "F" | "F90" | "F95" | "F03" | "F08" => Some(Self::Fortran),
             "rs" => Some(Self::Rust),
             _ => None,
         }
@@ -32,13 +34,14 @@ impl Language {
         match self {
             Self::C | Self::Assembly => ("CC", "cc", "CFLAGS"),
             Self::Cxx => ("CXX", "c++", "CXXFLAGS"),
+            Self::Fortran => ("FC", "gfortran", "FFLAGS"),
             Self::Rust => ("RUSTC", "rustc", "RUSTFLAGS"),
         }
     }
 
     fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::C | Self::Cxx => &["-c", "-O2", "-fPIC"],
+            Self::C | Self::Cxx | Self::Fortran => &["-c", "-O2", "-fPIC"],
             Self::Assembly => &["-c"],
             // A library crate has no entry of its own: its exported functions are what the object defines.
             Self::Rust => &["--crate-type=lib", "--emit=obj", "--edition=2021", "-Copt-level=2", "-Cpanic=abort"],
@@ -48,24 +51,45 @@ impl Language {
 
 /// Compiles `source` and returns the object's bytes. Nothing is left on disk.
 pub(crate) fn compile(source: &Path, language: Language, signals: &Signals) -> Result<Vec<u8>, Error> {
-    let (variable, default, flags_variable) = language.compiler();
-    let compiler = std::env::var(variable).ok().filter(|name| !name.is_empty()).unwrap_or(default.to_owned());
     let folder = signals.temporary_folder()?;
     let object = folder.path().join("object.o");
-    let mut command = Command::new(&compiler);
+    let mut command = compiler_command(language);
     command.args(language.flags());
+    run_compiler(command, language, source, &object, signals)?;
+    std::fs::read(&object).map_err(|error| Error::Read { path: object, error })
+}
+
+/// Returns a command that is the compiler of a language.
+pub(crate) fn compiler_command(language: Language) -> Command {
+    Command::new(compiler_name(language))
+}
+
+fn compiler_name(language: Language) -> String {
+    let (variable, default, _) = language.compiler();
+    std::env::var(variable).ok().filter(|name| !name.is_empty()).unwrap_or(default.to_owned())
+}
+
+/// Has a compiler's command, which has its first flags, make `output` of `source`.
+pub(crate) fn run_compiler(
+    mut command: Command,
+    language: Language,
+    source: &Path,
+    output: &Path,
+    signals: &Signals,
+) -> Result<(), Error> {
+    let (variable, _, flags_variable) = language.compiler();
     if let Some(flags) = std::env::var_os(flags_variable) {
         command.args(flags.to_string_lossy().split_whitespace());
     }
     // A name that begins with a dash is no option.
     let source_argument: OsString =
         if source.is_absolute() { source.into() } else { Path::new(".").join(source).into() };
-    command.arg("-o").arg(&object).arg(source_argument);
-    let compiler_error = |error| Error::Compiler { compiler: compiler.clone(), variable, error };
+    command.arg("-o").arg(output).arg(source_argument);
+    let compiler_error = |error| Error::Compiler { compiler: compiler_name(language), variable, error };
     let mut child = command.spawn().map_err(compiler_error)?;
     let status = signals.wait_compiler(&mut child).map_err(compiler_error)?;
-    if !status.success() {
-        return Err(Error::Compile { path: source.to_owned(), compiler, status });
+    if status.success() {
+        return Ok(());
     }
-    std::fs::read(&object).map_err(|error| Error::Read { path: object, error })
+    Err(Error::Compile { path: source.to_owned(), compiler: compiler_name(language), status })
 }

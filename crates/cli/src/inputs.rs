@@ -3,6 +3,7 @@
 use crate::args::InputArgs;
 use crate::compile::{Language, compile};
 use crate::error::Error;
+use crate::rust::{self, LinkInput};
 use crate::script;
 use crate::signals::Signals;
 use farlink::Library;
@@ -30,36 +31,70 @@ const MAX_SCRIPT_DEPTH: usize = 8;
 /// The C++ runtime, which a program with C++ sources is linked with as C++ compilers do it.
 const CXX_RUNTIME: &str = "libstdc++.so.6";
 
+/// The same for Fortran.
+const FORTRAN_RUNTIME: &str = "libgfortran.so.5";
+
+/// The mathematical functions, which both have.
+const MATH_LIBRARY: &str = "libm.so.6";
+
 /// Something to link, read but not yet given to a library.
 pub(crate) enum Loaded {
     Object { name: String, bytes: Vec<u8> },
     Archive { path: PathBuf, bytes: Vec<u8> },
+    WholeArchive { path: PathBuf, bytes: Vec<u8> },
     Shared { path: String },
 }
 
 /// Reads and compiles everything that the command line names, in its order, libraries last.
 pub(crate) fn load(args: &InputArgs, signals: &Signals) -> Result<Vec<Loaded>, Error> {
     let mut loaded = Vec::new();
-    let mut has_cxx = false;
+    let (mut has_cxx, mut has_fortran) = (false, false);
     for path in &args.inputs {
         match Language::of(path) {
             Some(language) => {
                 // The compiler's message about a file that is not there would name the compiler first.
                 std::fs::metadata(path).map_err(|error| Error::Read { path: path.clone(), error })?;
                 has_cxx |= language == Language::Cxx;
+                has_fortran |= language == Language::Fortran;
+                if language == Language::Rust && rust::is_program(path)? {
+                    load_rust_program(path, args, signals, &mut loaded)?;
+                    continue;
+                }
                 let bytes = compile(path, language, signals)?;
                 loaded.push(Loaded::Object { name: path.display().to_string(), bytes });
             }
             None => load_file(path, 0, args, &mut loaded)?,
         }
     }
+    for path in &args.whole_archive {
+        let bytes = std::fs::read(path).map_err(|error| Error::Read { path: path.clone(), error })?;
+        loaded.push(Loaded::WholeArchive { path: path.clone(), bytes });
+    }
     for name in &args.libraries {
         load_file(&find_library(name, &args.library_dirs)?, 0, args, &mut loaded)?;
     }
-    if has_cxx {
-        loaded.push(Loaded::Shared { path: CXX_RUNTIME.to_owned() });
-    }
+    let runtimes = [(has_cxx, CXX_RUNTIME), (has_fortran, FORTRAN_RUNTIME), (has_cxx || has_fortran, MATH_LIBRARY)];
+    let shared = |path: &str| Loaded::Shared { path: path.to_owned() };
+    loaded.extend(runtimes.into_iter().filter(|&(is_needed, _)| is_needed).map(|(_, path)| shared(path)));
     Ok(loaded)
+}
+
+/// Adds everything that a Rust program is linked of.
+fn load_rust_program(
+    source: &Path,
+    args: &InputArgs,
+    signals: &Signals,
+    loaded: &mut Vec<Loaded>,
+) -> Result<(), Error> {
+    let (inputs, folders) = rust::build(source, signals)?;
+    for input in inputs {
+        match input {
+            LinkInput::Object(name, bytes) => loaded.push(Loaded::Object { name, bytes }),
+            LinkInput::File(path) => load_file(&path, 0, args, loaded)?,
+            LinkInput::Library(name) => load_file(&find_library(&name, &folders)?, 0, args, loaded)?,
+        }
+    }
+    Ok(())
 }
 
 fn load_file(path: &Path, depth: usize, args: &InputArgs, loaded: &mut Vec<Loaded>) -> Result<(), Error> {
@@ -138,11 +173,25 @@ fn compiler_file(file: &str) -> Option<PathBuf> {
 pub(crate) fn needs(loaded: &[Loaded]) -> Needs {
     let mut needs = Needs::default();
     for input in loaded {
-        if let Loaded::Object { bytes, .. } | Loaded::Archive { bytes, .. } = input {
+        if let Loaded::Object { bytes, .. } | Loaded::Archive { bytes, .. } | Loaded::WholeArchive { bytes, .. } = input {
             needs.add(Needs::of(bytes));
         }
     }
     needs
+}
+
+/// What compilers link with every program besides libraries that every process has: the compiler's own functions, and
+/// those of the C library that each program has for itself.
+const COMPILER_ARCHIVES: [&str; 2] = ["libgcc.a", "libc_nonshared.a"];
+
+/// Adds what compilers link with every program, as far as the compiler is there. Returns whether there was anything.
+pub(crate) fn add_compiler_archives(library: &Library) -> Result<bool, Error> {
+    let paths: Vec<PathBuf> = COMPILER_ARCHIVES.into_iter().filter_map(compiler_file).collect();
+    for path in &paths {
+        let bytes = std::fs::read(path).map_err(|error| Error::Read { path: path.clone(), error })?;
+        library.add_archive(&path.display().to_string(), bytes)?;
+    }
+    Ok(!paths.is_empty())
 }
 
 /// Gives a library everything that was loaded, and the definitions of the command line.
@@ -154,10 +203,17 @@ pub(crate) fn add(library: &Library, args: &InputArgs, loaded: Vec<Loaded>) -> R
         match input {
             Loaded::Object { name, bytes } => library.add_object(&name, bytes).map(drop)?,
             Loaded::Archive { path, bytes } => library.add_archive(&path.display().to_string(), bytes)?,
+            Loaded::WholeArchive { path, bytes } => library.add_whole_archive(&path.display().to_string(), bytes)?,
             Loaded::Shared { path } => library.add_shared_library(&path)?,
         }
     }
     Ok(())
+}
+
+/// Returns whether what nothing refers to is left out of Rust's programs, as everybody leaves it out, because there is one.
+pub(crate) fn has_rust_program(args: &InputArgs) -> bool {
+    let is_rust = |path: &&PathBuf| Language::of(path) == Some(Language::Rust);
+    args.inputs.iter().filter(is_rust).any(|path| rust::is_program(path).unwrap_or(false))
 }
 
 /// Returns what the program is told its name is: that of its first input without the extension, as its native build

@@ -12,6 +12,7 @@ mod inputs;
 mod inspect;
 mod link;
 mod run;
+mod rust;
 mod script;
 mod signals;
 mod stats;
@@ -24,6 +25,9 @@ use std::process::ExitCode;
 const FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
+    if let Some(status) = rust::collect() {
+        return status;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -22,11 +22,18 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     let session = session(&args, inputs::needs(&loaded))?;
     clock.lap("start executor");
     let library = session.create_library("main");
+    if args.gc_sections || inputs::has_rust_program(&args.input) {
+        library.drop_unused();
+    }
     inputs::add(&library, &args.input, loaded)?;
     let mut program = vec![inputs::program_name(&args.input)];
     program.extend(args.args.iter().cloned());
     signals.run((!args.in_process).then_some(&session));
-    let outcome = link(&session, &library, &args, &program).and_then(|()| execute(&library, &args, &program));
+    let mut outcome = link_and_execute(&session, &library, &args, &program);
+    if matches!(&outcome, Err(Error::Farlink(farlink::Error::Undefined(_)))) && inputs::add_compiler_archives(&library)? {
+        outcome = link_and_execute(&session, &library, &args, &program);
+    }
+    let outcome = outcome.map_err(|error| explain_entry(error, &args));
     clock.lap("link and run");
     signals.ended();
     if args.time {
@@ -80,10 +87,21 @@ fn connect(builder: SessionBuilder, address: &Address, secret_file: Option<&Path
     })
 }
 
+/// Links the program, says what that took if somebody wants to know, and runs it; gives how it ended.
+fn link_and_execute(
+    session: &Session,
+    library: &Library,
+    args: &RunArgs,
+    program: &[OsString],
+) -> Result<ExitStatus, Error> {
+    link(session, library, args, program)?;
+    execute(library, args, program)
+}
+
 /// Links the program, if somebody wants to know what that takes; else running it does.
 fn link(session: &Session, library: &Library, args: &RunArgs, program: &[OsString]) -> Result<(), Error> {
     let Some(format) = args.stats else { return Ok(()) };
-    library.link_program(&args.entry, program).map_err(|error| explain_entry(error, args))?;
+    library.link_program(&args.entry, program)?;
     stats::print(&session.stats()?, format);
     Ok(())
 }
@@ -97,25 +115,24 @@ fn execute(library: &Library, args: &RunArgs, program: &[OsString]) -> Result<Ex
     } else {
         library.run_program(&args.entry, program)
     };
-    outcome.map_err(|error| explain_entry(error, args))
+    Ok(outcome?)
 }
 
 /// Says how to write the entry if it is what is missing.
-fn explain_entry(error: farlink::Error, args: &RunArgs) -> Error {
+fn explain_entry(error: Error, args: &RunArgs) -> Error {
     let entry = &args.entry;
     let is_entry = |symbol: &farlink::UndefinedSymbol| symbol.name == *entry && symbol.users.is_empty();
     match &error {
-        farlink::Error::Undefined(symbols) if symbols.iter().any(is_entry) => {
+        Error::Farlink(farlink::Error::Undefined(symbols)) if symbols.iter().any(is_entry) => {
             let is_rust = |path: &std::path::PathBuf| Language::of(path) == Some(Language::Rust);
             let hint = if args.input.inputs.iter().any(is_rust) {
-                "; a Rust source defines it as `#[unsafe(no_mangle)] pub extern \"C\" fn`, and programs that need \
-                 Rust's std are not supported yet"
+                "; a Rust source without a `main` of its own defines it as `#[unsafe(no_mangle)] pub extern \"C\" fn`"
             } else {
                 "; name another entry with --entry"
             };
             Error::NoEntry(format!("{error}\nno input defines the entry {entry}{hint}"))
         }
-        _ => error.into(),
+        _ => error,
     }
 }
 

@@ -143,7 +143,7 @@ impl<'a> Parser<'a> {
         let mut blocks = Vec::with_capacity(self.sections.len());
         for (section, &comdat) in self.sections.iter().zip(comdats) {
             let flags = section.sh_flags(LE).0;
-            let has_memory = flags & elf::SHF_ALLOC.0 != 0 && flags & u64::from(elf::SHF_EXCLUDE.0) == 0;
+            let has_memory = flags & elf::SHF_ALLOC.0 != 0 && flags & elf::SHF_EXCLUDE.0 == 0;
             if !has_memory || section.sh_type(LE) == elf::SHT_NULL {
                 if section.sh_type(LE) == elf::SHT_REL {
                     return Err(self.malformed("x86-64 has no relocations without addends (SHT_REL)"));

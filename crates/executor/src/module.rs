@@ -204,7 +204,7 @@ impl Module<'_> {
         let base = load_address(handle).ok_or("the dynamic linker does not say where a module is")?;
         let words = (base + layout.words) as usize as *const u64;
         // SAFETY: the module has been loaded there, with as many words.
-        let results = (0..self.requests.len()).map(|index| unsafe { words.add(index).read() }).collect();
+        let results = (0..self.requests.len()).map(|index| unsafe { words.wrapping_add(index).read() }).collect();
         Ok(LoadedModule { handle: handle as u64, results, template: base + layout.template })
     }
 }

@@ -9,7 +9,7 @@ use crate::state::{LibraryArchive, ObjectState, State};
 use crate::table::{Definition, Strength, Value};
 use crate::{Error, PhaseTimes};
 use farlink_addr::ExecutorAddr;
-use farlink_elf::Archive;
+use farlink_elf::{Archive, InputKind};
 use farlink_graph::{Bytes, LinkGraph};
 use farlink_wire::msg::MainCall;
 use farlink_wire::sps::Blob;
@@ -122,6 +122,25 @@ impl Library {
         let mut state = self.inner.lock();
         state.archives.push(LibraryArchive { archive, loaded: HashSet::new() });
         state.times.parse += start.elapsed();
+        Ok(())
+    }
+
+    /// Declares all objects of an archive, whether anything refers to them or not.
+    ///
+    /// `name` is as for [`Self::add_archive`].
+    ///
+    /// # Errors
+    ///
+    /// Fails if the bytes are not an archive, or as [`Self::add_object`] does for one of its members; then those before it
+    /// are declared.
+    pub fn add_whole_archive(&self, name: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
+        let archive = Archive::parse(name, bytes.into())?;
+        for member in archive.members() {
+            let (member_name, bytes) = archive.member(member)?;
+            if farlink_elf::identify(&bytes) == InputKind::Relocatable {
+                self.add_object(&member_name, bytes)?;
+            }
+        }
         Ok(())
     }
 

@@ -15,7 +15,10 @@ use farlink_addr::{ExecutorAddr, MemProt};
 use farlink_mem::{AllocatedSegment, WorkingMemory};
 
 const PIC_HINT: &str = "code for a far target has to be position-independent: recompile with -fPIC";
-const ABSOLUTE_HINT: &str = "32-bit absolute addresses do not reach linked code: recompile with -fPIC";
+const ABSOLUTE_HINT: &str = "32-bit absolute addresses do not reach linked code: recompile with -fPIC, or link in low \
+                             memory (SessionBuilder::low_memory)";
+/// For code that is where 32-bit absolute addresses reach it.
+const LOW_HINT: &str = "code that was compiled with -fno-pic does not reach data of shared libraries: recompile with -fPIC";
 const TLS_HINT: &str = "thread-local variables of one program have 2 GiB at most";
 const NARROW_HINT: &str = "the object wants its target at an address that small";
 
@@ -267,6 +270,8 @@ impl Writer<'_> {
     fn out_of_range(&self, edge: &Edge, value: u64, hint: &'static str) -> LinkError {
         let graph = self.graph;
         let fixup = graph.block(self.block).addr.checked_add(edge.offset).unwrap_or(ExecutorAddr::NULL);
+        let is_low = fixup.as_u64() <= i32::MAX as u64;
+        let hint = if is_low && matches!(hint, PIC_HINT | ABSOLUTE_HINT) { LOW_HINT } else { hint };
         LinkError::OutOfRange {
             place: self.place(edge),
             relocation: edge.kind.to_string(),

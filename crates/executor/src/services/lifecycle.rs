@@ -87,8 +87,10 @@ unsafe fn resolve_ifunc(resolver: ExecutorAddr, slot: ExecutorAddr) {
     // SAFETY: the address is that of a function of this type (caller).
     let resolver =
         unsafe { std::mem::transmute::<usize, unsafe extern "C" fn() -> *const c_void>(resolver.as_u64() as usize) };
-    // SAFETY: as above; the slot can be written (caller).
-    unsafe { (slot.as_u64() as usize as *mut *const c_void).write(resolver()) };
+    // SAFETY: as above.
+    let chosen = unsafe { resolver() };
+    // SAFETY: the slot can be written (caller).
+    unsafe { (slot.as_u64() as usize as *mut *const c_void).write(chosen) };
 }
 
 /// Returns the functions of an array. Entries of 0 and -1 are none.

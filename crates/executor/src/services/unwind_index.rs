@@ -28,7 +28,7 @@ wrappers! { announce_found:
 pub(crate) fn announce(info: &mut ExecutorInfo) {
     // SAFETY: the name is a C string, and the handle means all libraries of the process.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_Unwind_Find_FDE".as_ptr()) };
-    if found as usize == _Unwind_Find_FDE as *const () as usize {
+    if std::ptr::eq(found, _Unwind_Find_FDE as *const c_void) {
         announce_found(info);
     }
 }
@@ -60,7 +60,7 @@ impl Index {
     fn entry(&self, position: u64) -> Entry {
         let at = (self.start + COUNT_BYTES + position * ENTRY_BYTES) as usize as *const i32;
         // SAFETY: the controller has linked as many entries there, and they stay while the index is registered.
-        let [function, length, description] = [0, 1, 2].map(|word| unsafe { at.add(word).read_unaligned() });
+        let [function, length, description] = [0, 1, 2].map(|word| unsafe { at.wrapping_add(word).read_unaligned() });
         let address = |distance: i32| self.start.wrapping_add_signed(distance.into());
         Entry { function: address(function), length: u64::from(length as u32), description: address(description) }
     }

@@ -22,11 +22,14 @@ const DISCARD_BYTES: u64 = 64 << 10;
 /// The instruction that traps: `int3`.
 const TRAP: u8 = 0xcc;
 
-/// Divides a reservation: a quarter for code, a quarter for read-only data, half for data, with a page between them that
+/// Largest stripe of code, and of read-only data, in bytes: data that lies behind them is to be within reach of code.
+const MAX_CODE_STRIPE_BYTES: u64 = 512 << 20;
+
+/// Divides a reservation: a quarter for code, a quarter for read-only data, the rest for data, with a page between them that
 /// cannot be accessed. One that is too small for that has no stripes.
 pub(super) fn divide(bytes: u64, page_size: PageSize) -> Vec<Stripe> {
     let page = page_size.bytes();
-    let quarter = page_size.align().align_down(bytes / 4);
+    let quarter = page_size.align().align_down(bytes / 4).min(MAX_CODE_STRIPE_BYTES);
     if quarter < MIN_STRIPE_PAGES * page {
         return Vec::new();
     }
