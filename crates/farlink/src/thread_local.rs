@@ -21,31 +21,34 @@ pub(crate) struct OpenModule {
 
 /// Gives every thread the batch's own variables, and every external one its place. All addresses have to be known.
 pub(crate) fn place(session: &SessionInner, claim: &mut Claim) -> Result<Option<OpenModule>, Error> {
-    let (module, open) = open(session, claim)?;
-    if let Some(module) = module {
-        for claimed in &mut claim.objects {
-            claimed.graph.set_tls_module(module);
-        }
+    let graphs: Vec<&LinkGraph> = claim.objects.iter().map(|claimed| &*claimed.graph).collect();
+    let Some(variables) = Together::thread_local(&graphs)? else { return Ok(None) };
+    let (module, open) = open(session, claim, &variables)?;
+    for (position, claimed) in claim.objects.iter_mut().enumerate() {
+        // Their addresses are offsets in the module.
+        variables.assign(position, &mut claimed.graph, ExecutorAddr::NULL);
+        claimed.graph.set_tls_module(module);
     }
     Ok(open)
 }
 
-type Opened = (Option<TlsModule>, Option<OpenModule>);
-
-fn open(session: &SessionInner, claim: &Claim) -> Result<Opened, Error> {
-    let graphs: Vec<&LinkGraph> = claim.objects.iter().map(|claimed| &*claimed.graph).collect();
-    let Some(variables) = Together::thread_local(&graphs)? else { return Ok((None, None)) };
+/// Makes the module of the batch.
+fn open(
+    session: &SessionInner,
+    claim: &Claim,
+    variables: &Together,
+) -> Result<(TlsModule, Option<OpenModule>), Error> {
     let Some(runtime) = &session.runtime else {
         let size = variables.align().align_up(variables.size()).and_then(|size| i64::try_from(size).ok());
-        return Ok((Some(TlsModule { id: IMAGE_MODULE, tp_offset: size.map(|size| -size) }), None));
+        return Ok((TlsModule { id: IMAGE_MODULE, tp_offset: size.map(|size| -size) }, None));
     };
     let memory = WorkingMemory::in_heap(variables.content_bytes())?;
-    for (position, graph) in graphs.iter().enumerate() {
-        variables.fix_up(position, graph, &memory)?;
+    for (position, claimed) in claim.objects.iter().enumerate() {
+        variables.fix_up(position, &claimed.graph, &memory)?;
     }
     let mut content = vec![0; memory.len() as usize];
     memory.read(0, &mut content)?;
-    let users: Vec<bool> = (0..graphs.len()).map(|position| variables.has(position)).collect();
+    let users: Vec<bool> = (0..claim.objects.len()).map(|position| variables.has(position)).collect();
     let template = TlsTemplate {
         content: content.into(),
         size: variables.size(),
@@ -55,7 +58,7 @@ fn open(session: &SessionInner, claim: &Claim) -> Result<Opened, Error> {
     };
     let (handle, place) = runtime.open_tls(&template)?;
     let tp_offset = place.tp_offset.map(|offset| offset as i64);
-    Ok((Some(TlsModule { id: place.module, tp_offset }), Some(OpenModule { handle, users })))
+    Ok((TlsModule { id: place.module, tp_offset }, Some(OpenModule { handle, users })))
 }
 
 /// Whether an object wants variables of this batch at one distance from every thread's pointer.
