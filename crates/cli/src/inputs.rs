@@ -173,7 +173,8 @@ fn compiler_file(file: &str) -> Option<PathBuf> {
 pub(crate) fn needs(loaded: &[Loaded]) -> Needs {
     let mut needs = Needs::default();
     for input in loaded {
-        if let Loaded::Object { bytes, .. } | Loaded::Archive { bytes, .. } | Loaded::WholeArchive { bytes, .. } = input {
+        if let Loaded::Object { bytes, .. } | Loaded::Archive { bytes, .. } | Loaded::WholeArchive { bytes, .. } = input
+        {
             needs.add(Needs::of(bytes));
         }
     }

@@ -30,7 +30,8 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     program.extend(args.args.iter().cloned());
     signals.run((!args.in_process).then_some(&session));
     let mut outcome = link_and_execute(&session, &library, &args, &program);
-    if matches!(&outcome, Err(Error::Farlink(farlink::Error::Undefined(_)))) && inputs::add_compiler_archives(&library)? {
+    if matches!(&outcome, Err(Error::Farlink(farlink::Error::Undefined(_)))) && inputs::add_compiler_archives(&library)?
+    {
         outcome = link_and_execute(&session, &library, &args, &program);
     }
     let outcome = outcome.map_err(|error| explain_entry(error, &args));

@@ -101,7 +101,8 @@ fn note(folder: &Path, arguments: impl Iterator<Item = OsString>) -> std::io::Re
     let mut copies = 0;
     for argument in arguments {
         // Arguments that are too many come in a file, one in each line.
-        let from_file = argument.as_bytes().strip_prefix(b"@").map(std::ffi::OsStr::from_bytes).map(std::fs::read_to_string);
+        let from_file =
+            argument.as_bytes().strip_prefix(b"@").map(std::ffi::OsStr::from_bytes).map(std::fs::read_to_string);
         let all: Vec<OsString> = match from_file {
             Some(lines) => lines?.lines().map(|line| line.trim_matches('"').into()).collect(),
             None => vec![argument],

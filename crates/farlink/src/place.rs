@@ -56,23 +56,23 @@ impl Places {
     /// Returns the address of a bound; none if it is that of sections that no object has.
     pub(crate) fn bound(&self, claim: &Claim, (of, bound): (Of, Bound)) -> Option<ExecutorAddr> {
         let (start, end) = match of {
-            Of::Nothing => return Some(ExecutorAddr::NULL),
-            Of::Set(index) => {
+            // Arrays of functions are there even if they have no entries. What is empty is somewhere within reach.
+            Of::Set(index) if self.sets[index].1.is_some() || !claim.sets[index].starts_with('.') => {
                 let (set, allocation) = &self.sets[index];
-                let start = start_of(allocation);
-                // Arrays of functions are there even if they have no entries.
-                let is_known = allocation.is_some() || claim.sets[index].starts_with('.');
-                return is_known.then(|| match bound {
-                    Bound::Start => start,
-                    Bound::End => start.checked_add(set.size()).unwrap_or(start),
-                });
+                let start = allocation.is_some().then(|| start_of(allocation))?;
+                (Some(start), start.checked_add(set.size()))
             }
-            Of::Program => (self.all().map(|segment| segment.range.start()).min(), self.ends(|_| true, false)),
+            Of::Nothing | Of::Set(_) => (self.start(), self.start()),
+            Of::Program => (self.start(), self.ends(|_| true, false)),
             Of::Code => (None, self.ends(|segment| segment.group.prot.contains(MemProt::EXEC), false)),
             Of::Data => (None, self.ends(|segment| segment.group.prot.contains(MemProt::WRITE), true)),
         };
         let found = if bound == Bound::Start { start } else { end };
         Some(found.unwrap_or(ExecutorAddr::NULL))
+    }
+
+    fn start(&self) -> Option<ExecutorAddr> {
+        self.all().map(|segment| segment.range.start()).min()
     }
 
     fn all(&self) -> impl Iterator<Item = &AllocatedSegment> {

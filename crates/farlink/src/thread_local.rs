@@ -33,11 +33,7 @@ pub(crate) fn place(session: &SessionInner, claim: &mut Claim) -> Result<Option<
 }
 
 /// Makes the module of the batch.
-fn open(
-    session: &SessionInner,
-    claim: &Claim,
-    variables: &Together,
-) -> Result<(TlsModule, Option<OpenModule>), Error> {
+fn open(session: &SessionInner, claim: &Claim, variables: &Together) -> Result<(TlsModule, Option<OpenModule>), Error> {
     let Some(runtime) = &session.runtime else {
         let size = variables.align().align_up(variables.size()).and_then(|size| i64::try_from(size).ok());
         return Ok((TlsModule { id: IMAGE_MODULE, tp_offset: size.map(|size| -size) }, None));

@@ -18,7 +18,8 @@ const PIC_HINT: &str = "code for a far target has to be position-independent: re
 const ABSOLUTE_HINT: &str = "32-bit absolute addresses do not reach linked code: recompile with -fPIC, or link in low \
                              memory (SessionBuilder::low_memory)";
 /// For code that is where 32-bit absolute addresses reach it.
-const LOW_HINT: &str = "code that was compiled with -fno-pic does not reach data of shared libraries: recompile with -fPIC";
+const LOW_HINT: &str =
+    "code that was compiled with -fno-pic does not reach data of shared libraries: recompile with -fPIC";
 const TLS_HINT: &str = "thread-local variables of one program have 2 GiB at most";
 const NARROW_HINT: &str = "the object wants its target at an address that small";
 

@@ -23,6 +23,34 @@ unsafe extern "C" {
 /// C's `main`, and what initializers are called as.
 pub(crate) type Main = unsafe extern "C" fn(c_int, *const *const c_char, *const *const c_char) -> c_int;
 
+/// Calls `function` with the other arguments.
+///
+/// There is no unwind information for this code, so an exception that nobody catches finds the end of the stack here, as it
+/// does in what calls `main` natively, and the runtime that threw it says so in its own words.
+///
+/// # Safety
+///
+/// The function must be one that may be called so.
+#[unsafe(naked)]
+unsafe extern "C" fn call_main(
+    function: Main,
+    argc: c_int,
+    argv: *const *const c_char,
+    environment: *const *const c_char,
+) -> c_int {
+    std::arch::naked_asm!(
+        "push rbp",
+        "mov rbp, rsp",
+        "mov rax, rdi",
+        "mov edi, esi",
+        "mov rsi, rdx",
+        "mov rdx, rcx",
+        "call rax",
+        "pop rbp",
+        "ret",
+    )
+}
+
 /// Arguments as C wants them: `argv[argc]` is null.
 pub(crate) struct Argv {
     strings: Vec<CString>,
@@ -58,7 +86,7 @@ impl Argv {
         // SAFETY: reading the pointer races only with code that replaces the whole environment, as natively.
         let environment = unsafe { std::ptr::addr_of!(environ).read() };
         // SAFETY: the function may be called so (caller); the arguments live as long as `self`.
-        unsafe { function(self.count(), self.pointers.as_ptr(), environment) }
+        unsafe { call_main(function, self.count(), self.pointers.as_ptr(), environment) }
     }
 }
 
@@ -91,17 +119,14 @@ fn run_main(call: MainCall) -> Result<i64, OutOfBand> {
 }
 
 fn run_void((addr,): (ExecutorAddr,)) -> Result<i32, OutOfBand> {
-    // SAFETY: the controller names an `int32_t f(void)`.
-    let function: unsafe extern "C" fn() -> i32 = unsafe { function(addr) }?;
-    // SAFETY: as above.
-    Ok(unsafe { function() })
+    run_int((addr, 0))
 }
 
 fn run_int((addr, argument): (ExecutorAddr, i32)) -> Result<i32, OutOfBand> {
-    // SAFETY: the controller names an `int32_t f(int32_t)`.
-    let function: unsafe extern "C" fn(i32) -> i32 = unsafe { function(addr) }?;
+    // SAFETY: the controller names an `int32_t f(int32_t)`, or one without arguments, which ignores all.
+    let function: Main = unsafe { function(addr) }?;
     // SAFETY: as above.
-    Ok(unsafe { function(argument) })
+    Ok(unsafe { call_main(function, argument, std::ptr::null(), std::ptr::null()) })
 }
 
 /// Runs a program as its own process would: what it leaves for its exit runs, its streams are flushed, and the

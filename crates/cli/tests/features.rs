@@ -1,0 +1,231 @@
+//! What compilers emit: each program of `features/`, compiled in many ways, does what it does when it is linked natively.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod common;
+
+use common::{Farlink, Output, available, native, root, tool};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use tempfile::TempDir;
+
+/// Ways to compile what has to work for every program.
+const MODELS: [&str; 6] = [
+    "-O0",
+    "-O2 -fPIC",
+    "-O3 -fPIE",
+    "-O2 -fPIC -mcmodel=large",
+    "-O1 -fno-plt -fPIC -fcf-protection",
+    "-Os -fPIC -g -gz",
+];
+
+/// Ways to compile thread-local variables besides.
+const TLS_MODELS: [&str; 5] = [
+    "-fPIC -mtls-dialect=gnu2",
+    "-fPIC -ftls-model=local-dynamic",
+    "-fPIC -ftls-model=initial-exec",
+    "-fno-plt -fPIC -mtls-dialect=gnu2",
+    "-fno-pic",
+];
+
+fn source(name: &str) -> PathBuf {
+    root().join("crates/cli/tests/features").join(name)
+}
+
+/// A program of several sources.
+struct Program {
+    sources: &'static [&'static str],
+    compilers: &'static [&'static str],
+    /// Flags of every compilation.
+    flags: &'static [&'static str],
+    /// What it is linked with.
+    libraries: &'static [&'static str],
+}
+
+impl Program {
+    /// Compiles the program with each compiler in each way, runs it natively and linked, and compares.
+    fn check(&self, test: &str, models: &[&str]) {
+        let compilers = self.compilers.iter().filter(|compiler| available(test, compiler));
+        thread::scope(|scope| {
+            for compiler in compilers {
+                scope.spawn(move || {
+                    for model in models {
+                        self.check_one(compiler, model);
+                    }
+                });
+            }
+        });
+    }
+
+    fn check_one(&self, compiler: &str, model: &str) {
+        let dir = TempDir::new().unwrap();
+        let objects: Vec<PathBuf> =
+            self.sources.iter().map(|name| self.compile(dir.path(), compiler, model, name)).collect();
+        // A program that is no position-independent executable has room for everything that these may contain.
+        let pie = if model.contains("-fno-pic") || model.contains("large") { "-no-pie" } else { "-pie" };
+        let flags: Vec<&str> = [pie, "-pthread"].iter().chain(self.libraries).copied().collect();
+        let linker = if self.sources[0].ends_with(".cc") { "g++" } else { "gcc" };
+        let native = native(linker, &objects, &flags, &[], b"");
+        for way in [&[][..], &["--in-process"]] {
+            let output = run(way, &objects, self.libraries, &[]);
+            assert_eq!(output, native, "{compiler} {model} {:?} {way:?}", self.sources);
+        }
+    }
+
+    fn compile(&self, dir: &Path, compiler: &str, model: &str, name: &str) -> PathBuf {
+        let object = dir.join(format!("{name}.o"));
+        let mut command = Command::new(compiler);
+        command.arg("-c").args(self.flags).args(model.split(' ')).arg("-o").arg(&object).arg(source(name));
+        tool(&mut command);
+        object
+    }
+}
+
+fn run(way: &[&str], inputs: &[PathBuf], libraries: &[&str], args: &[&str]) -> Output {
+    Farlink::new().arg("run").args(way).args(inputs).args(libraries).arg("--").args(args).output()
+}
+
+const C: &[&str] = &["gcc", "clang-22"];
+const CXX: &[&str] = &["g++", "clang++-22"];
+
+/// Thread-local variables in C, in every model.
+#[test]
+fn thread_local_variables() {
+    let program = Program { sources: &["tls.c", "tls_other.c"], compilers: C, flags: &[], libraries: &[] };
+    let models: Vec<&str> = MODELS.into_iter().chain(TLS_MODELS).collect();
+    // A process that links in itself has little room for what has to be at one place in every thread.
+    for compiler in program.compilers.iter().filter(|compiler| available("thread_local_variables", compiler)) {
+        for model in &models {
+            let dir = TempDir::new().unwrap();
+            let objects: Vec<PathBuf> =
+                program.sources.iter().map(|name| program.compile(dir.path(), compiler, model, name)).collect();
+            let pie = if model.contains("-fno-pic") || model.contains("large") { "-no-pie" } else { "-pie" };
+            let native = native("gcc", &objects, &[pie, "-pthread"], &[], b"");
+            for way in [&[][..], &["--memory", "posix"], &["--memory", "remote"]] {
+                assert_eq!(run(way, &objects, &[], &[]), native, "{compiler} {model} {way:?}");
+            }
+            let output = run(&["--in-process"], &objects, &[], &[]);
+            let is_refused = output.code == Some(125) && output.stderr.contains("static TLS");
+            assert!(output == native || is_refused, "{compiler} {model} {output:?}");
+            assert!(!is_refused || !model.contains("-fPIC") || model.contains("tls"), "{compiler} {model} {output:?}");
+        }
+    }
+}
+
+/// Thread-local objects in C++.
+#[test]
+fn thread_local_objects() {
+    let program = Program { sources: &["tls.cc"], compilers: CXX, flags: &["-std=c++17"], libraries: &["-lstdc++"] };
+    program.check("thread_local_objects", &MODELS);
+}
+
+/// IFUNCs.
+#[test]
+fn ifuncs() {
+    let program = Program { sources: &["ifunc.c", "ifunc_other.c"], compilers: C, flags: &[], libraries: &[] };
+    // GNU ld does not support them in the large model.
+    let models: Vec<&str> =
+        MODELS.into_iter().filter(|model| !model.contains("large")).chain(["-O2 -fno-pic"]).collect();
+    program.check("ifuncs", &models);
+}
+
+/// Trampolines on the stack.
+#[test]
+fn nested_functions() {
+    let program = Program { sources: &["nested.c"], compilers: &["gcc"], flags: &[], libraries: &[] };
+    program.check("nested_functions", &MODELS);
+}
+
+/// Names that linkers define.
+#[test]
+fn names_of_the_linker() {
+    let program = Program { sources: &["linker.c"], compilers: C, flags: &["-fno-builtin"], libraries: &[] };
+    program.check("names_of_the_linker", &["-O0", "-O2 -fPIC", "-O3 -fPIE"]);
+}
+
+/// Alignments and large zero fill.
+#[test]
+fn alignments() {
+    let program = Program { sources: &["align.c"], compilers: C, flags: &["-mcmodel=medium"], libraries: &[] };
+    program.check("alignments", &["-O1 -fPIC", "-O2 -fPIE"]);
+}
+
+/// Beginning, end, children and signals.
+#[test]
+fn life_cycle() {
+    let program = Program { sources: &["life.c"], compilers: C, flags: &[], libraries: &[] };
+    program.check("life_cycle", &MODELS);
+}
+
+/// Unwinding.
+#[test]
+fn unwinding() {
+    let program = Program {
+        sources: &["unwind.cc", "unwind_other.cc"],
+        compilers: CXX,
+        flags: &["-fnon-call-exceptions", "-fasynchronous-unwind-tables"],
+        libraries: &["-lstdc++"],
+    };
+    program.check("unwinding", &MODELS);
+}
+
+/// An exception that nobody catches ends the program as natively, with the runtime's own words.
+#[test]
+fn uncaught_exceptions() {
+    let dir = TempDir::new().unwrap();
+    let text = "#include <stdexcept>\nint main() { throw std::runtime_error(\"nobody wants it\"); }";
+    let object = common::compile(dir.path(), "uncaught.cc", text, &["-O1", "-fPIC"]);
+    let native = native("g++", [&object], &[], &[], b"");
+    assert!(native.stderr.contains("nobody wants it"), "{native:?}");
+    for way in [&[][..], &["--in-process"]] {
+        let output = run(way, std::slice::from_ref(&object), &["-lstdc++"], &[]);
+        assert!(output.stderr.starts_with(&native.stderr), "{way:?} {output:?}");
+        assert!(matches!(output.code, Some(134) | None), "{way:?} {output:?}");
+    }
+}
+
+/// Bindings, visibilities, versions, sections.
+#[test]
+fn symbols_and_sections() {
+    let program =
+        Program { sources: &["symbols.c", "symbols_other.c"], compilers: C, flags: &["-fcommon"], libraries: &[] };
+    let models: Vec<&str> =
+        MODELS.into_iter().filter(|model| !model.contains("large")).chain(["-O2 -fno-pic"]).collect();
+    program.check("symbols_and_sections", &models);
+}
+
+/// A Fortran program, compiled on the way.
+#[test]
+fn fortran() {
+    if !available("fortran", "gfortran") {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let object = dir.path().join("program.o");
+    let mut compile = Command::new("gfortran");
+    tool(compile.args(["-c", "-fopenmp", "-O2", "-fPIC"]).arg("-o").arg(&object).arg(source("program.f90")));
+    let expected = native("gfortran", [&object], &[], &[], b"");
+    assert_eq!(expected.code, Some(4));
+    for way in common::WAYS {
+        assert_eq!(run(way, std::slice::from_ref(&object), &["-lgfortran"], &[]), expected, "{way:?}");
+        let from_source = run(way, &[source("program.f90")], &[], &[]);
+        assert_eq!((from_source.stdout, from_source.code), (expected.stdout.clone(), expected.code), "{way:?}");
+    }
+}
+
+/// A Rust program with std, compiled on the way.
+#[test]
+fn rust() {
+    let dir = TempDir::new().unwrap();
+    let program = dir.path().join("program");
+    tool(Command::new("rustc").args(["--edition=2021", "-Copt-level=2", "-o"]).arg(&program).arg(source("program.rs")));
+    let expected = Command::new(&program).args(["one", "two"]).output().unwrap();
+    assert_eq!(expected.status.code(), Some(17));
+    for way in common::WAYS {
+        let output = run(way, &[source("program.rs")], &[], &["one", "two"]);
+        assert_eq!(output.stdout, String::from_utf8_lossy(&expected.stdout), "{way:?} {}", output.stderr);
+        assert_eq!(output.code, Some(17), "{way:?} {}", output.stderr);
+        assert!(output.stderr.contains("panicked at") && output.stderr.contains("expected"), "{}", output.stderr);
+    }
+}
