@@ -158,8 +158,6 @@ fn unsupported_features() {
     refused(&mixed, &["tls.c.o", "value", "thread-local"]);
     let slim = compile(dir.0.path(), "slim.c", MAIN, &["-flto", "-fno-fat-lto-objects"]);
     refused(&[slim], &["slim.c.o", "-ffat-lto-objects"]);
-    let fragment = dir.compile("init.s", ".globl main\nmain: ret\n.section .init,\"ax\"\nnop\n");
-    refused(&[fragment], &["init.s.o", ".init", "constructor"]);
 }
 
 /// A shared library that is not there, a library name that nothing has, a source that does not compile.

@@ -267,7 +267,7 @@ fn archives() {
     }
 }
 
-/// Sources in assembly and Rust; a Rust program that needs its runtime is refused with the reason.
+/// Sources in assembly, and in Rust without its standard library; a source without an entry is refused with the reason.
 #[test]
 fn other_languages() {
     let dir = TempDir::new().unwrap();
@@ -285,8 +285,8 @@ fn other_languages() {
         "#![no_std]\n#[unsafe(no_mangle)]\npub extern \"C\" fn main(count: i32, _: *const *const u8) -> i32 { 43 + count }\n",
     );
     assert_eq!(Farlink::new().arg("run").arg(rust).output().code, Some(44));
-    let std_program = write("hello.rs", "fn main() { println!(\"hello\"); }\n");
-    let output = Farlink::new().arg("run").arg(std_program).output();
+    let library = write("library.rs", "#![no_main]\npub fn main() {}\n");
+    let output = Farlink::new().arg("run").arg(library).output();
     assert_eq!(output.code, Some(125));
     assert!(output.stderr.contains("#[unsafe(no_mangle)]"), "{output:?}");
 }

@@ -2,7 +2,7 @@
 
 use crate::error::ElfError;
 use crate::identify::check_relocatable;
-use crate::section::{Purpose, purpose};
+use crate::section::{Purpose, purpose, runs_fragment};
 use farlink_addr::{Align, AllocGroup, MemProt};
 use farlink_graph::{
     Arch, BlockId, Bytes, ComdatId, Content, Edge, EdgeKind, GraphBuilder, LinkGraph, Linkage, NewSection, Place,
@@ -28,9 +28,15 @@ pub fn parse_object(name: &str, bytes: Bytes) -> Result<LinkGraph, ElfError> {
     let parser = Parser::new(name, &bytes)?;
     let mut builder = GraphBuilder::new(name, Arch::X86_64, bytes.clone());
     let comdats = parser.add_comdats(&mut builder)?;
-    let blocks = parser.add_sections(&mut builder, &comdats)?;
+    let (blocks, fragments) = parser.add_sections(&mut builder, &comdats)?;
     parser.add_symbols(&mut builder, &blocks)?;
     parser.add_edges(&mut builder, &blocks)?;
+    for FragmentPointer { pointer, function } in fragments {
+        let (linkage, scope) = (Linkage::Strong, Scope::Local);
+        let place = Place::Defined { block: function, offset: 0 };
+        let target = builder.add_symbol(Text::Own(""), place, 0, linkage, scope, SymbolType::Function);
+        builder.add_edges(pointer, [Edge { offset: 0, kind: EdgeKind::Pointer64, target, addend: 0 }]);
+    }
     Ok(builder.finish()?)
 }
 
@@ -68,6 +74,20 @@ struct Linked {
     block: BlockId,
     size: u64,
     is_zero_fill: bool,
+    /// How far its bytes are from the beginning of its block.
+    shift: u64,
+}
+
+/// `sub $8, %rsp`: what goes before a fragment of a function, so that it can call others.
+const FRAGMENT_START: [u8; 4] = [0x48, 0x83, 0xec, 0x08];
+
+/// `add $8, %rsp; ret`
+const FRAGMENT_END: [u8; 5] = [0x48, 0x83, 0xc4, 0x08, 0xc3];
+
+/// A pointer to a function made of a fragment, in an array of initializers or finalizers.
+struct FragmentPointer {
+    pointer: BlockId,
+    function: BlockId,
 }
 
 impl<'a> Parser<'a> {
@@ -134,13 +154,14 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Adds the sections that have memory; gives the block of each.
+    /// Adds the sections that have memory; gives the block of each, and pointers to those that are fragments of functions.
     fn add_sections(
         &self,
         builder: &mut GraphBuilder,
         comdats: &[Option<ComdatId>],
-    ) -> Result<Vec<Option<Linked>>, ElfError> {
+    ) -> Result<(Vec<Option<Linked>>, Vec<FragmentPointer>), ElfError> {
         let mut blocks = Vec::with_capacity(self.sections.len());
+        let mut fragments = Vec::new();
         for (section, &comdat) in self.sections.iter().zip(comdats) {
             let flags = section.sh_flags(LE).0;
             let has_memory = flags & elf::SHF_ALLOC.0 != 0 && flags & elf::SHF_EXCLUDE.0 == 0;
@@ -154,9 +175,26 @@ impl<'a> Parser<'a> {
                 blocks.push(None);
                 continue;
             }
-            blocks.push(Some(self.add_section(builder, section, flags, comdat)?));
+            let linked = self.add_section(builder, section, flags, comdat)?;
+            if linked.shift > 0
+                && let Some(kind) = runs_fragment(self.section_name(section)?)
+            {
+                let pointer = NewSection {
+                    name: Text::Own("$__FRAGMENT"),
+                    kind,
+                    group: AllocGroup::standard(MemProt::READ),
+                    comdat,
+                    retain: false,
+                    is_large: false,
+                    content: Content::Own(vec![0; 8]),
+                    size: 8,
+                    align: Align::new(8).expect("8 is a power of two"),
+                };
+                fragments.push(FragmentPointer { pointer: builder.add_section(pointer).1, function: linked.block });
+            }
+            blocks.push(Some(linked));
         }
-        Ok(blocks)
+        Ok((blocks, fragments))
     }
 
     fn add_section(
@@ -183,13 +221,22 @@ impl<'a> Parser<'a> {
         if is_array && !size.is_multiple_of(8) {
             return Err(self.malformed(format!("{label} is not an array of pointers")));
         }
+        let is_fragment = flags & elf::SHF_EXECINSTR.0 != 0 && size > 0 && runs_fragment(name).is_some();
+        let (content, shift, size_in_block) = match content {
+            Content::Object(range) if is_fragment => {
+                let function = [&FRAGMENT_START, &self.bytes[range], &FRAGMENT_END].concat();
+                let size = function.len() as u64;
+                (Content::Own(function), FRAGMENT_START.len() as u64, size)
+            }
+            content => (content, 0, size),
+        };
         let is_zero_fill = content == Content::ZeroFill;
         let retain = flags & elf::SHF_GNU_RETAIN.0 != 0;
         let is_large = flags & SHF_LARGE != 0;
         let name = self.text(builder, name)?;
-        let section = NewSection { name, kind, group, comdat, retain, is_large, content, size, align };
+        let section = NewSection { name, kind, group, comdat, retain, is_large, content, size: size_in_block, align };
         let (_, block) = builder.add_section(section);
-        Ok(Linked { block, size, is_zero_fill })
+        Ok(Linked { block, size, is_zero_fill, shift })
     }
 
     /// Adds a symbol for each of the object's, with the same numbers.
@@ -270,7 +317,9 @@ impl<'a> Parser<'a> {
         let linked =
             linked.ok_or_else(|| self.malformed(format!("symbol {} is in a section that is not there", index.0)))?;
         match linked {
-            Some(linked) if value <= linked.size => Ok(Place::Defined { block: linked.block, offset: value }),
+            Some(linked) if value <= linked.size => {
+                Ok(Place::Defined { block: linked.block, offset: value + linked.shift })
+            }
             Some(_) => Err(self.malformed(format!("symbol {} lies past the end of its section", index.0))),
             None => Ok(Place::Discarded),
         }
@@ -345,6 +394,11 @@ impl<'a> Parser<'a> {
                 self.malformed(format!("a relocation at {offset:#x} names symbol {symbol}, which is not there"))
             );
         }
-        Ok(Some(Edge { offset, kind, target: SymbolId::from_index(symbol), addend: relocation.r_addend.get(LE) }))
+        Ok(Some(Edge {
+            offset: offset + linked.shift,
+            kind,
+            target: SymbolId::from_index(symbol),
+            addend: relocation.r_addend.get(LE),
+        }))
     }
 }

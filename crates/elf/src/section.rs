@@ -10,6 +10,19 @@ const NO_PRIORITY: u32 = 65535;
 /// Priority of `.preinit_array`: before all others.
 const PREINIT_PRIORITY: u32 = 0;
 
+/// Priority of `.init` and `.fini`: before all arrays but `.preinit_array`, and after all arrays.
+const FRAGMENT_PRIORITY: u32 = 1;
+
+/// Returns what runs a section that is a fragment of a function, which start-up files begin and end natively.
+pub(crate) fn runs_fragment(name: &[u8]) -> Option<SectionKind> {
+    let (priority, reversed) = (FRAGMENT_PRIORITY, false);
+    match name {
+        b".init" => Some(SectionKind::Init { priority, reversed }),
+        b".fini" => Some(SectionKind::Fini { priority, reversed }),
+        _ => None,
+    }
+}
+
 /// What a section of an object becomes in the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Purpose {
@@ -21,12 +34,6 @@ pub(crate) struct Purpose {
 pub(crate) fn purpose(name: &str, sh_type: elf::SectionType, flags: u64) -> Result<Purpose, String> {
     let (writable, executable) = (flags & elf::SHF_WRITE.0 != 0, flags & elf::SHF_EXECINSTR.0 != 0);
     let kind = if flags & elf::SHF_TLS.0 != 0 { SectionKind::Tls } else { kind(name, sh_type)? };
-    if executable && matches!(name, ".init" | ".fini") {
-        return Err(format!(
-            "{name} sections hold fragments of functions that only a start-up file can complete; use \
-             __attribute__((constructor)) or __attribute__((destructor))"
-        ));
-    }
     let prot = match (writable && !is_read_only_after_relocation(name, kind), executable) {
         (true, true) => return Err(format!("section {name} wants to be writable and executable at once")),
         (true, false) => MemProt::RW,
@@ -119,6 +126,6 @@ mod tests {
         assert_eq!(prot(".data.rel.ro.local", elf::SHF_WRITE.0), Ok(MemProt::READ));
         assert_eq!(prot(".rodata", 0), Ok(MemProt::READ));
         assert!(prot(".odd", elf::SHF_WRITE.0 | elf::SHF_EXECINSTR.0).is_err());
-        assert!(prot(".init", elf::SHF_EXECINSTR.0).is_err());
+        assert_eq!(prot(".init", elf::SHF_EXECINSTR.0), Ok(MemProt::RX));
     }
 }

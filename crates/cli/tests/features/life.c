@@ -23,6 +23,12 @@ static void old_end(void) { puts("old end"); }
 __attribute__((section(".ctors.64000"), used)) static void (*old_entry)(void) = old_begin;
 __attribute__((section(".dtors.64000"), used)) static void (*old_exit)(void) = old_end;
 
+// Fragments of functions, which start-up files begin and end natively.
+__attribute__((used)) static void from_init(void) { puts("init"); }
+__attribute__((used)) static void from_fini(void) { puts("fini"); }
+__asm__(".pushsection .init, \"ax\"\n call from_init\n.popsection\n"
+        ".pushsection .fini, \"ax\"\n call from_fini\n.popsection\n");
+
 static void at_exit(void) { puts("at exit"); }
 static void before_fork(void) { puts("before fork"); }
 static volatile int signalled;
