@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::inputs::{self, Loaded};
 use crate::signals::Signals;
 use farlink::addr::ExecutorAddr;
-use farlink::graph::{LinkGraph, SymbolId, TableEntry};
+use farlink::graph::{LinkGraph, SectionKind, SymbolId, TableEntry};
 use farlink::{ImageSegment, Session};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -60,9 +60,10 @@ fn describe(graph: &LinkGraph) -> Value {
         let entry = |entry: TableEntry| json!({ "symbol": graph.symbol_name(entry.target), "addr": hex(entry.addr) });
         entries.into_iter().map(entry).collect()
     };
+    let is_tls = |section| graph.section(section).kind == SectionKind::Tls;
     json!({
         "name": graph.name(),
-        "sections": graph.sections().filter_map(|section| {
+        "sections": graph.sections().filter(|&section| !is_tls(section)).filter_map(|section| {
             let range = graph.section_range(section)?;
             let group = graph.section(section).group;
             Some(json!({
@@ -71,6 +72,14 @@ fn describe(graph: &LinkGraph) -> Value {
                 "size": range.len(),
                 "prot": group.prot.to_string(),
             }))
+        }).collect::<Vec<_>>(),
+        // Every thread has its own, so they have offsets and no addresses, and are not in the image.
+        "thread_local": graph.sections().filter(|&section| is_tls(section)).filter_map(|section| {
+            let range = graph.section_range(section)?;
+            Some(json!({ "name": graph.section_name(section), "offset": range.start().as_u64(), "size": range.len() }))
+        }).collect::<Vec<_>>(),
+        "ifuncs": graph.ifuncs().iter().map(|ifunc| {
+            json!({ "resolver": hex(ifunc.resolver), "slot": hex(ifunc.slot) })
         }).collect::<Vec<_>>(),
         "symbols": graph.symbol_ids().filter_map(|symbol| describe_symbol(graph, symbol)).collect::<Vec<_>>(),
         "got": table(graph.got_entries()),

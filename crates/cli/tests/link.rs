@@ -47,7 +47,7 @@ impl Linked {
 
 /// Links `object` with GNU ld so that every section that farlink placed is at the same address, and compares the bytes
 /// of each. Sections that farlink makes itself (its GOT and stubs) are left out; ld has its own elsewhere.
-fn same_as_ld(dir: &Path, object: &PathBuf, definitions: &[(&str, u64)]) -> usize {
+fn same_as_ld(dir: &Path, object: &PathBuf, definitions: &[(&str, u64)], options_of_ld: &[&str]) -> usize {
     let options: Vec<String> =
         definitions.iter().flat_map(|(name, addr)| ["--define".to_owned(), format!("{name}={addr:#x}")]).collect();
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
@@ -66,6 +66,7 @@ fn same_as_ld(dir: &Path, object: &PathBuf, definitions: &[(&str, u64)]) -> usiz
     for (addr, (name, _)) in &sections {
         script += &format!("  {name} {addr:#x} : {{ KEEP(*({name})) }}\n");
     }
+    script += "  .tdata 0x20020000 : { *(.tdata) }\n  .tbss : { *(.tbss) }\n";
     script += "  .got 0x20000000 : { *(.got) *(.got.plt) }\n  .plt 0x20010000 : { *(.plt) *(.iplt) }\n";
     script += "  /DISCARD/ : { *(.note*) *(.comment) *(.eh_frame) }\n";
     for (name, addr) in definitions {
@@ -74,7 +75,7 @@ fn same_as_ld(dir: &Path, object: &PathBuf, definitions: &[(&str, u64)]) -> usiz
     script += "}\n";
     let (script_path, program) = (dir.join("script.ld"), dir.join("program"));
     fs::write(&script_path, script).unwrap();
-    tool(Command::new("ld").args(["--no-relax", "-T"]).arg(&script_path).arg("-o").arg(&program).arg(object));
+    tool(Command::new("ld").args(options_of_ld).arg("-T").arg(&script_path).arg("-o").arg(&program).arg(object));
     let mut compared = 0;
     for (&addr, (name, size)) in &sections {
         let bytes = dir.join("section");
@@ -133,7 +134,7 @@ fn bytes_are_those_of_gnu_ld() {
             let base = ["-ffreestanding", "-fno-asynchronous-unwind-tables", "-fno-stack-protector", level];
             let flags: Vec<&str> = base.iter().chain(flags).copied().collect();
             let object = compile(dir.path(), "oracle.c", FREESTANDING, &flags);
-            let compared = same_as_ld(dir.path(), &object, &definitions);
+            let compared = same_as_ld(dir.path(), &object, &definitions, &["--no-relax"]);
             assert!(compared >= 3, "{flags:?}: only {compared} sections have bytes");
         }
     }
@@ -184,7 +185,46 @@ fn relocations_are_those_of_gnu_ld() {
     let object = dir.path().join("relocations.o");
     tool(Command::new("as").arg("-o").arg(&object).arg(&source));
     let definitions = [("target", 0x1555_0000), ("small", 0xfff0), ("tiny", 0x7f)];
-    assert_eq!(same_as_ld(dir.path(), &object, &definitions), 3);
+    assert_eq!(same_as_ld(dir.path(), &object, &definitions, &["--no-relax"]), 3);
+}
+
+/// Loads through the GOT that need no GOT, and distances of thread-local variables, as GNU ld writes them.
+#[test]
+fn relaxations_are_those_of_gnu_ld() {
+    let dir = TempDir::new().unwrap();
+    let source = dir.path().join("relaxations.s");
+    let mut text = String::from(".text\n.globl code\ncode:\n");
+    for instruction in ["add", "or", "adc", "sbb", "and", "sub", "xor", "cmp"] {
+        for register in ["rax", "rbx", "rdi", "r8", "r13"] {
+            text += &format!(" {instruction} target@GOTPCREL(%rip), %{register}\n");
+        }
+    }
+    text += r#"
+        test %rax, target@GOTPCREL(%rip)
+        test %r14, target@GOTPCREL(%rip)
+        call *target@GOTPCREL(%rip)
+        jmp *target@GOTPCREL(%rip)
+        movq %fs:own@tpoff, %rax
+        leaq zero@tpoff(%rax), %rcx
+        movq $own@tpoff+4, %rdx
+        .data
+        .globl data
+    data:
+        .quad own@tpoff, zero@tpoff
+        .section .tdata, "awT", @progbits
+        .balign 16
+        .quad 1
+    own: .quad 2
+        .section .tbss, "awT", @nobits
+        .balign 32
+        .skip 8
+    zero: .skip 24
+        .section .note.GNU-stack,""
+        "#;
+    fs::write(&source, text).unwrap();
+    let object = dir.path().join("relaxations.o");
+    tool(Command::new("as").arg("-o").arg(&object).arg(&source));
+    assert_eq!(same_as_ld(dir.path(), &object, &[("target", 0x1555_0000)], &[]), 2);
 }
 
 /// Every global symbol that readelf shows in an object is shown by `farlink inspect`, with its size; so is every section

@@ -199,7 +199,10 @@ impl Module<'_> {
         // wants to have opened.
         let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | scope) };
         if handle.is_null() {
-            return Err(crate::services::dl_error());
+            let text = crate::services::dl_error();
+            // The path means nothing to anybody else.
+            let own = format!("{}: ", path.to_string_lossy());
+            return Err(text.strip_prefix(&own).unwrap_or(&text).to_owned());
         }
         let base = load_address(handle).ok_or("the dynamic linker does not say where a module is")?;
         let words = (base + layout.words) as usize as *const u64;
