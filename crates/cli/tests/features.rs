@@ -229,3 +229,80 @@ fn rust() {
         assert!(output.stderr.contains("panicked at") && output.stderr.contains("expected"), "{}", output.stderr);
     }
 }
+
+/// Objects that also hold intermediate code for link-time optimization, and objects of nothing.
+#[test]
+fn fat_and_empty_objects() {
+    let dir = TempDir::new().unwrap();
+    let main = "int other(void); int main(void) { return other(); }";
+    for (compiler, flags) in [("gcc", "-flto -ffat-lto-objects"), ("clang-22", "-flto -ffat-lto-objects")] {
+        if !available("fat_and_empty_objects", compiler) {
+            continue;
+        }
+        let flags: Vec<&str> = flags.split(' ').collect();
+        let compile = |name: &str, text: &str| {
+            let (source, object) = (dir.path().join(name), dir.path().join(format!("{name}.o")));
+            std::fs::write(&source, text).unwrap();
+            tool(Command::new(compiler).args(["-c", "-O1", "-fPIC"]).args(&flags).arg("-o").arg(&object).arg(&source));
+            object
+        };
+        let objects =
+            [compile("main.c", main), compile("other.c", "int other(void) { return 23; }"), compile("empty.c", "")];
+        for way in common::WAYS {
+            assert_eq!(run(way, &objects, &[], &[]).code, Some(23), "{compiler} {way:?}");
+        }
+    }
+}
+
+/// Which members of archives are linked, and what is left out, as GNU ld decides it.
+#[test]
+fn archives_and_unused_sections() {
+    let dir = TempDir::new().unwrap();
+    let object = |name: &str, text: &str| {
+        common::compile(dir.path(), name, text, &["-O1", "-fPIC", "-fcommon", "-ffunction-sections"])
+    };
+    let main = object(
+        "main.c",
+        r#"
+        #include <stdio.h>
+        int common; int value(void); __attribute__((weak)) int absent(void);
+        extern char __start_used[] __attribute__((weak)), __stop_used[] __attribute__((weak));
+        int never(void); int unused(void) { return never(); }
+        int main(void) { printf("%d %d %d %d\n", common, value(), absent != 0, (int)(__stop_used - __start_used)); return 0; }
+        "#,
+    );
+    let members = [
+        // Loaded for a strong reference, and by it a second one.
+        object("value.c", "int more(void); int value(void) { return more() + 1; }"),
+        object("more.c", "int more(void) { return 40; } __attribute__((section(\"used\"), used)) static char here[8];"),
+        // Initialized data counts more than a common symbol: its member is loaded for that.
+        object("common.c", "int common = 77;"),
+        // Nothing but a weak reference.
+        object(
+            "absent.c",
+            "#include <stdio.h>\n int absent(void) { return 1; } \
+                            __attribute__((constructor)) static void begin(void) { puts(\"absent\"); }",
+        ),
+    ];
+    let archive = dir.path().join("members.a");
+    tool(Command::new("ar").arg("rcs").arg(&archive).args(&members));
+    let collected = native("gcc", [&main, &archive], &["-Wl,--gc-sections"], &[], b"");
+    assert_eq!(collected.stdout, "77 41 0 8\n", "{collected:?}");
+    for way in common::WAYS {
+        let way: Vec<&str> = way.iter().copied().chain(["--gc-sections"]).collect();
+        assert_eq!(run(&way, &[main.clone(), archive.clone()], &[], &[]), collected, "{way:?}");
+    }
+    // Without that, what nothing needs is linked, and so has to be complete.
+    let output = run(&[], &[main.clone(), archive.clone()], &[], &[]);
+    assert!(output.stderr.contains("never, needed by"), "{output:?}");
+    let whole = native(
+        "gcc",
+        [&main],
+        &["-Wl,--gc-sections", "-Wl,--whole-archive", archive.to_str().unwrap(), "-Wl,--no-whole-archive"],
+        &[],
+        b"",
+    );
+    assert!(whole.stdout.starts_with("absent\n77 41 1"), "{whole:?}");
+    let output = run(&["--gc-sections", "--whole-archive", archive.to_str().unwrap()], &[main], &[], &[]);
+    assert_eq!(output, whole);
+}

@@ -101,6 +101,7 @@ impl Claim {
         }
         self.find_late(state)?;
         self.record_uses(state);
+        self.tell_sizes();
         self.objects.iter_mut().try_for_each(|claimed| Ok(farlink_graph::build_tables(&mut claimed.graph)?))
     }
 
@@ -154,6 +155,18 @@ impl Claim {
             }
         }
         Ok(())
+    }
+
+    /// Tells each graph the sizes of what other objects of the batch define: there are relocations that want them.
+    fn tell_sizes(&mut self) {
+        for position in 0..self.objects.len() {
+            for index in 0..self.objects[position].targets.len() {
+                if let (symbol, Target::Batch(other, definition)) = self.objects[position].targets[index] {
+                    let size = self.objects[other].graph.symbol(definition).size;
+                    self.objects[position].graph.set_size(symbol, size);
+                }
+            }
+        }
     }
 
     /// Notes which objects cannot do without which others.

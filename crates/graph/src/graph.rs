@@ -224,12 +224,6 @@ impl LinkGraph {
         }
     }
 
-    /// Returns the length in bytes of what a symbol stands for; 0 if that is not known.
-    #[must_use]
-    pub fn symbol_size(&self, id: SymbolId) -> u64 {
-        self.symbol(id).size
-    }
-
     /// Sets the length in bytes of what an external symbol stands for, where its definition is known.
     pub fn set_size(&mut self, id: SymbolId, size: u64) {
         self.symbols[id.index()].size = size;
