@@ -59,7 +59,7 @@ pub enum Error {
     #[error(transparent)]
     Link(Arc<farlink_graph::LinkError>),
     /// Two objects define the same symbol.
-    #[error("{symbol} is defined twice: in {first} and in {second}")]
+    #[error("{} is defined twice: in {first} and in {second}", farlink_graph::with_demangled(symbol))]
     DuplicateDefinition {
         /// The symbol.
         symbol: String,
@@ -119,7 +119,7 @@ fn undefined(symbols: &[UndefinedSymbol]) -> String {
         count => format!("{count} undefined symbols"),
     };
     for symbol in symbols {
-        text += &format!("\n  {}", symbol.name);
+        text += &format!("\n  {}", farlink_graph::with_demangled(&symbol.name));
         let shown = symbol.users.iter().take(USERS_SHOWN).map(String::as_str).collect::<Vec<_>>();
         if !shown.is_empty() {
             text += &format!(", needed by {}", shown.join(", "));

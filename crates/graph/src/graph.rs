@@ -148,7 +148,7 @@ impl LinkGraph {
                 Some(section) => self.section_name(section).to_owned(),
                 None => "a symbol without a name".to_owned(),
             },
-            (name, _) => name.to_owned(),
+            (name, _) => crate::with_demangled(name),
         }
     }
 

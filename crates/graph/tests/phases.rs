@@ -357,6 +357,37 @@ fn thread_local_storage() {
     assert_eq!(slot(28, 2), [9, 16]);
 }
 
+/// Distances and offsets of thread-local variables at their least and greatest values, and one past each.
+#[test]
+fn thread_local_ranges_are_exact() {
+    let run = |kind: EdgeKind, offset: u64, tp_offset: i64, addend| {
+        let mut maker = Maker::new();
+        let variables = maker.section_of_kind(".tdata", SectionKind::Tls, MemProt::RW, &[0; 8], Vec::new());
+        let (own, other) = (maker.global("own", variables), maker.external("other", false));
+        let edges = vec![edge(0, kind, other, addend), edge(8, EdgeKind::TpOff64, own, 0)];
+        let block = maker.section(".rodata", MemProt::READ, &[0; 16], edges);
+        maker.global("f", block);
+        let mut graph = maker.finish();
+        prune(&mut graph, true);
+        let module = TLS_MODULE.id;
+        graph.set_tls_address(other, TlsAddress { module, offset, tp_offset: Some(tp_offset) });
+        let segments = link(&mut graph, 0x7f00_0000_0000, &[])?;
+        Ok(i32::from_le_bytes(segments[0].1[..4].try_into().unwrap()))
+    };
+    let (least, most) = (i64::from(i32::MIN), i64::from(i32::MAX));
+    for value in [least, most, 0, -1] {
+        assert_eq!(run(EdgeKind::TpOff32, 0, value, 0), Ok(value as i32));
+        assert_eq!(run(EdgeKind::TpOff32, 0, value - 7, 7), Ok(value as i32));
+    }
+    for value in [0, most] {
+        assert_eq!(run(EdgeKind::DtpOff32, value as u64, 0, 0), Ok(value as i32));
+    }
+    for value in [least - 1, most + 1] {
+        assert!(matches!(run(EdgeKind::TpOff32, 0, value, 0), Err(LinkError::OutOfRange { .. })), "{value}");
+        assert!(matches!(run(EdgeKind::DtpOff32, 0, 0, value), Err(LinkError::OutOfRange { .. })), "{value}");
+    }
+}
+
 /// What is thread-local in one place and not in the other is an error, and so is a distance that differs from thread to
 /// thread.
 #[test]
