@@ -8,6 +8,7 @@
 #include <unwind.h>
 
 void call(void (*function)());
+extern const char __start_throwing[], __stop_throwing[];
 
 struct Scope {
     const char *name;
@@ -37,13 +38,14 @@ static void *wait_forever(void *) {
 
 static void throw_from_signal(int) { throw std::runtime_error("thrown by a signal handler"); }
 
-static void throw_through_object() {
+// In a section that is put together with that of the other object.
+__attribute__((section("throwing"), used)) static void throw_through_object() {
     Scope scope{"a function"};
     throw std::runtime_error("thrown through another object");
 }
 
 int main() {
-    std::printf("%d\n", depth(20) - depth(10));
+    std::printf("%d %d\n", depth(20) - depth(10), __stop_throwing > __start_throwing);
     pthread_t thread;
     void *result;
     pthread_create(&thread, nullptr, wait_forever, nullptr);

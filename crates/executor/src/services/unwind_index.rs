@@ -39,13 +39,16 @@ const COUNT_BYTES: u64 = 4;
 /// Bytes of an entry.
 const ENTRY_BYTES: u64 = 12;
 
-/// The index of a linked object.
-#[derive(Clone, Copy)]
-struct Index {
-    /// Where it begins.
-    start: u64,
-    entries: u64,
-    /// Where the code that it knows ends.
+/// A part of the index of a linked object: entries that follow each other, without another object's code between them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Run {
+    /// Where the index begins.
+    index: u64,
+    /// The first entry.
+    first: u64,
+    /// How many entries.
+    count: u64,
+    /// Where the code that they know ends.
     code_end: u64,
 }
 
@@ -56,82 +59,113 @@ struct Entry {
     description: u64,
 }
 
-impl Index {
-    fn entry(&self, position: u64) -> Entry {
-        let at = (self.start + COUNT_BYTES + position * ENTRY_BYTES) as usize as *const i32;
-        // SAFETY: the controller has linked as many entries there, and they stay while the index is registered.
-        let [function, length, description] = [0, 1, 2].map(|word| unsafe { at.wrapping_add(word).read_unaligned() });
-        let address = |distance: i32| self.start.wrapping_add_signed(distance.into());
-        Entry { function: address(function), length: u64::from(length as u32), description: address(description) }
+/// Reads an entry of the index at `index`.
+fn entry(index: u64, position: u64) -> Entry {
+    let at = (index + COUNT_BYTES + position * ENTRY_BYTES) as usize as *const i32;
+    // SAFETY: the controller has linked as many entries there, and they stay while the index is registered.
+    let [function, length, description] = [0, 1, 2].map(|word| unsafe { at.wrapping_add(word).read_unaligned() });
+    let address = |distance: i32| index.wrapping_add_signed(distance.into());
+    Entry { function: address(function), length: u64::from(length as u32), description: address(description) }
+}
+
+impl Run {
+    fn new(index: u64, first: u64, count: u64) -> Self {
+        let last = entry(index, first + count - 1);
+        Self { index, first, count, code_end: last.function.saturating_add(last.length) }
+    }
+
+    /// Returns where the code begins.
+    fn code(&self) -> u64 {
+        entry(self.index, self.first).function
+    }
+
+    /// Returns a run for each entry.
+    fn single(self) -> impl Iterator<Item = Self> {
+        (0..self.count).map(move |position| Self::new(self.index, self.first + position, 1))
     }
 
     /// Returns the entry of the function that holds `pc`.
     fn find(&self, pc: u64) -> Option<Entry> {
-        let (mut low, mut high) = (0, self.entries);
+        let (mut low, mut high) = (0, self.count);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.entry(middle).function <= pc {
+            if entry(self.index, self.first + middle).function <= pc {
                 low = middle + 1;
             } else {
                 high = middle;
             }
         }
-        let entry = self.entry(low.checked_sub(1)?);
+        let entry = entry(self.index, self.first + low.checked_sub(1)?);
         (pc - entry.function < entry.length).then_some(entry)
     }
 }
 
-/// The indexes of linked objects, by where their code begins.
-static INDEXES: RwLock<BTreeMap<u64, Index>> = RwLock::new(BTreeMap::new());
+/// The runs of all objects, by where their code begins.
+static RUNS: RwLock<BTreeMap<u64, Run>> = RwLock::new(BTreeMap::new());
 
-fn write() -> RwLockWriteGuard<'static, BTreeMap<u64, Index>> {
+fn write() -> RwLockWriteGuard<'static, BTreeMap<u64, Run>> {
     // Nothing that can panic runs under this lock.
-    INDEXES.write().unwrap_or_else(PoisonError::into_inner)
+    RUNS.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads where an index and the code that it knows begin and end.
-fn read(range: ExecutorAddrRange) -> Result<(u64, Index), String> {
+/// Returns all of an index as one run.
+fn read(range: ExecutorAddrRange) -> Result<Run, String> {
     let bad = || format!("{range} is not an index of unwind information");
     let start = range.start().as_u64();
     if range.start().is_null() || range.len() < COUNT_BYTES + ENTRY_BYTES {
         return Err(bad());
     }
     // SAFETY: the controller names an index that it has linked into this process, of that length.
-    let entries = u64::from(unsafe { (start as usize as *const u32).read_unaligned() });
-    if entries == 0 || range.len() != COUNT_BYTES + entries * ENTRY_BYTES {
+    let count = u64::from(unsafe { (start as usize as *const u32).read_unaligned() });
+    if count == 0 || range.len() != COUNT_BYTES + count * ENTRY_BYTES {
         return Err(bad());
     }
-    let index = Index { start, entries, code_end: 0 };
-    let (first, last) = (index.entry(0), index.entry(entries - 1));
-    let code_end = last.function.saturating_add(last.length);
-    Ok((first.function, Index { code_end, ..index }))
+    Ok(Run::new(start, 0, count))
 }
 
 fn register((range,): (ExecutorAddrRange,)) -> Result<SpsError, OutOfBand> {
-    let (code, index) = match read(range) {
-        Ok(read) => read,
+    let run = match read(range) {
+        Ok(run) => run,
         Err(text) => return Ok(SpsError(Err(text))),
     };
-    let mut indexes = write();
-    let before = indexes.range(..=code).next_back().filter(|(_, before)| before.code_end > code);
-    let after = indexes.range(code..index.code_end).next();
-    if before.is_some() || after.is_some() {
-        return Ok(SpsError(Err(format!("there is unwind information for the code at {code:#x} already"))));
+    let mut runs = write();
+    let code = run.code();
+    let before = runs.range(..code).next_back().map(|(_, &before)| before).filter(|before| before.code_end > code);
+    let inside = runs.range(code..run.code_end.max(code + 1)).map(|(_, &inside)| inside);
+    let overlapping: Vec<Run> = before.into_iter().chain(inside).collect();
+    if overlapping.iter().any(|other| other.index == run.index) {
+        return Ok(SpsError(Err(format!("the unwind information at {range} is registered already"))));
     }
-    indexes.insert(code, index);
+    if overlapping.is_empty() {
+        runs.insert(code, run);
+        return Ok(SpsError(Ok(())));
+    }
+    // Functions of several objects that were put together by the name of their section lie between each other.
+    for other in &overlapping {
+        runs.remove(&other.code());
+    }
+    for single in overlapping.into_iter().chain([run]).flat_map(Run::single) {
+        runs.insert(single.code(), single);
+    }
     Ok(SpsError(Ok(())))
 }
 
 fn deregister((range,): (ExecutorAddrRange,)) -> Result<SpsError, OutOfBand> {
-    let code = match read(range) {
-        Ok((code, _)) => code,
+    let run = match read(range) {
+        Ok(run) => run,
         Err(text) => return Ok(SpsError(Err(text))),
     };
-    let mut indexes = write();
-    if indexes.get(&code).is_none_or(|index| index.start != range.start().as_u64()) {
+    let mut runs = write();
+    let of_index = |runs: &BTreeMap<u64, Run>, code| runs.get(&code).is_some_and(|found| found.index == run.index);
+    if !of_index(&runs, run.code()) {
         return Ok(SpsError(Err(format!("the unwind information at {range} is not registered"))));
     }
-    indexes.remove(&code);
+    if runs.remove(&run.code()) != Some(run) {
+        // It had been taken apart.
+        for single in run.single().filter(|single| of_index(&runs, single.code())).collect::<Vec<_>>() {
+            runs.remove(&single.code());
+        }
+    }
     Ok(SpsError(Ok(())))
 }
 
@@ -160,9 +194,9 @@ fn next() -> Option<FindFde> {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn _Unwind_Find_FDE(pc: *const c_void, bases: *mut Bases) -> *const c_void {
     let found = {
-        let indexes = INDEXES.read().unwrap_or_else(PoisonError::into_inner);
-        let index = indexes.range(..=pc as u64).next_back().filter(|(_, index)| (pc as u64) < index.code_end);
-        index.and_then(|(_, index)| index.find(pc as u64))
+        let runs = RUNS.read().unwrap_or_else(PoisonError::into_inner);
+        let run = runs.range(..=pc as u64).next_back().filter(|(_, run)| (pc as u64) < run.code_end);
+        run.and_then(|(_, run)| run.find(pc as u64))
     };
     if let Some(entry) = found {
         let none = std::ptr::null();
@@ -180,10 +214,10 @@ unsafe extern "C" fn _Unwind_Find_FDE(pc: *const c_void, bases: *mut Bases) -> *
 
 /// Keeps the lock, so that a child that is forked now does not find it taken by a thread that it does not have.
 pub(crate) fn lock_for_fork() -> ForkLock {
-    ForkLock { _indexes: write() }
+    ForkLock { _runs: write() }
 }
 
 /// See [`lock_for_fork`].
 pub(crate) struct ForkLock {
-    _indexes: RwLockWriteGuard<'static, BTreeMap<u64, Index>>,
+    _runs: RwLockWriteGuard<'static, BTreeMap<u64, Run>>,
 }
