@@ -65,7 +65,7 @@ impl Program {
         // A program that is no position-independent executable has room for everything that these may contain.
         let pie = if model.contains("-fno-pic") || model.contains("large") { "-no-pie" } else { "-pie" };
         let flags: Vec<&str> = [pie, "-pthread"].iter().chain(self.libraries).copied().collect();
-        let linker = if self.sources[0].ends_with(".cc") { "g++" } else { "gcc" };
+        let linker = if self.sources[0].ends_with(".cc") { "c++" } else { "cc" };
         let native = native(linker, &objects, &flags, &[], b"");
         for way in [&[][..], &["--in-process"]] {
             let output = run(way, &objects, self.libraries, &[]);
@@ -101,7 +101,7 @@ fn thread_local_variables() {
             let objects: Vec<PathBuf> =
                 program.sources.iter().map(|name| program.compile(dir.path(), compiler, model, name)).collect();
             let pie = if model.contains("-fno-pic") || model.contains("large") { "-no-pie" } else { "-pie" };
-            let native = native("gcc", &objects, &[pie, "-pthread"], &[], b"");
+            let native = native("cc", &objects, &[pie, "-pthread"], &[], b"");
             for way in [&[][..], &["--memory", "posix"], &["--memory", "remote"]] {
                 assert_eq!(run(way, &objects, &[], &[]), native, "{compiler} {model} {way:?}");
             }
@@ -176,7 +176,7 @@ fn uncaught_exceptions() {
     let dir = TempDir::new().unwrap();
     let text = "#include <stdexcept>\nint main() { throw std::runtime_error(\"nobody wants it\"); }";
     let object = common::compile(dir.path(), "uncaught.cc", text, &["-O1", "-fPIC"]);
-    let native = native("g++", [&object], &[], &[], b"");
+    let native = native("c++", [&object], &[], &[], b"");
     assert!(native.stderr.contains("nobody wants it"), "{native:?}");
     for way in [&[][..], &["--in-process"]] {
         let output = run(way, std::slice::from_ref(&object), &["-lstdc++"], &[]);
@@ -286,7 +286,7 @@ fn archives_and_unused_sections() {
     ];
     let archive = dir.path().join("members.a");
     tool(Command::new("ar").arg("rcs").arg(&archive).args(&members));
-    let collected = native("gcc", [&main, &archive], &["-Wl,--gc-sections"], &[], b"");
+    let collected = native("cc", [&main, &archive], &["-Wl,--gc-sections"], &[], b"");
     assert_eq!(collected.stdout, "77 41 0 8\n", "{collected:?}");
     for way in common::WAYS {
         let way: Vec<&str> = way.iter().copied().chain(["--gc-sections"]).collect();
@@ -296,7 +296,7 @@ fn archives_and_unused_sections() {
     let output = run(&[], &[main.clone(), archive.clone()], &[], &[]);
     assert!(output.stderr.contains("never, needed by"), "{output:?}");
     let whole = native(
-        "gcc",
+        "cc",
         [&main],
         &["-Wl,--gc-sections", "-Wl,--whole-archive", archive.to_str().unwrap(), "-Wl,--no-whole-archive"],
         &[],

@@ -32,12 +32,12 @@ fn damaged_objects() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let (mut linked, mut refused) = (0, 0);
     for (compiler, name, flags) in [
-        ("gcc", "tls.c", "-O1"),
-        ("gcc", "tls.c", "-O2 -fPIC -mtls-dialect=gnu2"),
-        ("gcc", "ifunc.c", "-O1 -fno-pic"),
-        ("gcc", "life.c", "-O2 -fPIC"),
-        ("gcc", "symbols.c", "-O1 -fcommon -fPIC -mcmodel=large"),
-        ("g++", "unwind.cc", "-O1 -fPIC -ffunction-sections"),
+        ("cc", "tls.c", "-O1"),
+        ("cc", "tls.c", "-O2 -fPIC -mtls-dialect=gnu2"),
+        ("cc", "ifunc.c", "-O1 -fno-pic"),
+        ("cc", "life.c", "-O2 -fPIC"),
+        ("cc", "symbols.c", "-O1 -fcommon -fPIC -mcmodel=large"),
+        ("c++", "unwind.cc", "-O1 -fPIC -ffunction-sections"),
     ] {
         let object = dir.path().join("object.o");
         let source = root().join("crates/cli/tests/features").join(name);

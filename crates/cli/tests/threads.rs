@@ -165,6 +165,20 @@ fn no_room() {
     }
 }
 
+/// A thread-local variable has no address to look up.
+#[test]
+fn lookup_of_a_variable() {
+    let objects = Objects(TempDir::new().unwrap());
+    for session in sessions() {
+        let library = session.create_library("main");
+        objects.add(&library, "variable.c", "__thread int variable = 5; int f(void) { return variable; }", &["-fPIC"]);
+        for _ in 0..2 {
+            assert!(matches!(library.lookup("variable"), Err(Error::ThreadLocal { .. })));
+            assert_eq!(run(&library, "f"), 5);
+        }
+    }
+}
+
 /// Low memory is a choice: without it, code that was compiled for it is refused with the reason.
 #[test]
 fn low_memory() {

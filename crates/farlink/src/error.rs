@@ -68,6 +68,12 @@ pub enum Error {
         /// The object that defines it again.
         second: String,
     },
+    /// A thread-local variable was looked up, which every thread has at another address.
+    #[error("{symbol} is a thread-local variable and has no one address: look up a function that returns its own")]
+    ThreadLocal {
+        /// The symbol.
+        symbol: String,
+    },
     /// Symbols are defined nowhere.
     #[error("{}", undefined(.0))]
     Undefined(Vec<UndefinedSymbol>),

@@ -44,7 +44,12 @@ pub(crate) fn resolve(
         }
     }
     let roots = claim.roots.iter().zip(names);
-    Ok(roots.map(|(&target, name)| address(claim, target, name).unwrap_or(ExecutorAddr::NULL)).collect())
+    roots
+        .map(|(&target, &name)| {
+            // What is defined nowhere has been found out above.
+            address(claim, target, name).ok_or_else(|| Error::ThreadLocal { symbol: name.to_owned() })
+        })
+        .collect()
 }
 
 /// Finds where every external thread-local variable of the batch is, once its own have their module.

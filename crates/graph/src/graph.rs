@@ -234,14 +234,15 @@ impl LinkGraph {
         self.symbols[id.index()].addr = Some(addr);
     }
 
-    /// Returns a symbol's address, once it has one.
+    /// Returns a symbol's address, once it has one. A thread-local variable has none.
     #[must_use]
     pub fn symbol_address(&self, id: SymbolId) -> Option<ExecutorAddr> {
         let symbol = self.symbol(id);
         match symbol.place {
             Place::Defined { block, offset } => {
                 let block = self.block(block);
-                block.addr.checked_add(offset).filter(|_| block.live)
+                let is_tls = self.section(block.section).kind == SectionKind::Tls;
+                block.addr.checked_add(offset).filter(|_| block.live && !is_tls)
             }
             Place::Absolute(value) => Some(ExecutorAddr::new(value)),
             Place::External { .. } => symbol.addr,
