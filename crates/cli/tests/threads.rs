@@ -38,15 +38,16 @@ const WORKER: &str = r#"
     static sem_t go, done;
     static int (*volatile function)(void);
     static volatile int result;
+    static pthread_t thread;
     static void *work(void *unused) {
-        for (;;) { sem_wait(&go); result = function(); sem_post(&done); }
+        for (sem_wait(&go); function; sem_wait(&go)) { result = function(); sem_post(&done); }
         return unused;
     }
     int start(void) {
-        pthread_t thread;
         sem_init(&go, 0, 0); sem_init(&done, 0, 0);
-        return pthread_create(&thread, 0, work, 0) || pthread_detach(thread);
+        return pthread_create(&thread, 0, work, 0);
     }
+    int finish(void) { function = 0; sem_post(&go); return pthread_join(thread, 0); }
     int in_worker(int (*f)(void)) { function = f; sem_post(&go); sem_wait(&done); return result; }
 "#;
 
@@ -71,6 +72,8 @@ fn threads_from_before() {
             assert_eq!(run(&library, &format!("run_{round}")), (first + 2) * 100 + first, "{model}");
             library.remove(object).unwrap();
         }
+        // Its code goes with the session.
+        assert_eq!(run(&library, "finish"), 0);
     }
 }
 

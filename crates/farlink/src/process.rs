@@ -9,12 +9,13 @@ use crate::Error;
 use crate::error::describe_status;
 use farlink_rpc::{Disconnected, Endpoint, Handler, Options, Transport, connect};
 use farlink_wire::setup::ExecutorInfo;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
-use std::ffi::OsString;
-use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, waitid, waitpid};
+use std::ffi::{CString, OsStr, OsString, c_char};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -33,20 +34,20 @@ pub(crate) struct Program {
     pub(crate) static_tls_bytes: u64,
 }
 
-/// Has the executor's C library keep room for thread-local variables. The executor gives its program the environment as it
-/// was: the old value goes along.
-fn reserve_static_tls(command: &mut Command, bytes: u64) {
+/// Returns what the environment has to say so that the executor's C library keeps room for thread-local variables. The
+/// executor gives its program the environment as it was: the old value goes along.
+fn static_tls_environment(bytes: u64) -> Vec<(&'static str, OsString)> {
     const NAME: &str = "glibc.rtld.optional_static_tls";
     let old = std::env::var_os(farlink_executor::TUNABLES).unwrap_or_default();
-    if old.to_string_lossy().contains(NAME) {
-        return;
+    if bytes == 0 || old.to_string_lossy().contains(NAME) {
+        return Vec::new();
     }
     let mut new = old.clone();
     if !new.is_empty() {
         new.push(":");
     }
     new.push(format!("{NAME}={bytes}"));
-    command.env(farlink_executor::TUNABLES, new).env(farlink_executor::OLD_TUNABLES, old);
+    vec![(farlink_executor::TUNABLES, new), (farlink_executor::OLD_TUNABLES, old)]
 }
 
 impl Program {
@@ -62,6 +63,118 @@ impl Program {
         let path = named.or(beside).or_else(in_path).ok_or(Error::NoExecutor)?;
         Ok(Self { path, args: Vec::new(), static_tls_bytes: 0 })
     }
+}
+
+/// A child that has not been waited for.
+struct Child(Pid);
+
+impl Child {
+    /// Starts a program with its arguments and these changes of the environment, in which the descriptor `number` is open.
+    ///
+    /// `posix_spawn(3)` does not copy this process, however large it is, and passes the descriptor to no other child.
+    fn spawn(
+        program: &Program,
+        args: &[OsString],
+        environment: &[(&str, OsString)],
+        number: RawFd,
+    ) -> std::io::Result<Self> {
+        let c_string = |text: &OsStr| Ok(CString::new(text.as_bytes())?);
+        let path = c_string(program.path.as_os_str())?;
+        let args: Vec<CString> = std::iter::once(program.path.as_os_str())
+            .chain(args.iter().map(OsString::as_os_str))
+            .map(c_string)
+            .collect::<std::io::Result<_>>()?;
+        let is_changed = |name: &OsStr| environment.iter().any(|(changed, _)| name == *changed);
+        let kept = std::env::vars_os().filter(|(name, _)| !is_changed(name));
+        let changed = environment.iter().map(|(name, value)| (OsString::from(*name), value.clone()));
+        let variables: Vec<CString> = kept
+            .chain(changed)
+            .map(|(name, value)| c_string(&[name.as_os_str(), value.as_os_str()].join(OsStr::new("="))))
+            .collect::<std::io::Result<_>>()?;
+        let pointers = |texts: &[CString]| -> Vec<*mut c_char> {
+            texts.iter().map(|text| text.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect()
+        };
+        let (argv, environ) = (pointers(&args), pointers(&variables));
+        let settings = SpawnSettings::new(number)?;
+        let mut pid = 0;
+        // SAFETY: the path and the arrays, which end with null, are of C strings that live until the call returns, and the
+        // settings have been made.
+        let result = unsafe {
+            libc::posix_spawnp(
+                &raw mut pid,
+                path.as_ptr(),
+                &raw const settings.actions,
+                &raw const settings.attributes,
+                argv.as_ptr(),
+                environ.as_ptr(),
+            )
+        };
+        checked(result)?;
+        Ok(Self(Pid::from_raw(pid).expect("a child has an id")))
+    }
+
+    fn wait(&self) -> std::io::Result<ExitStatus> {
+        let ended = rustix::io::retry_on_intr(|| waitpid(Some(self.0), WaitOptions::empty()))?;
+        Ok(ExitStatus::from_raw(ended.map_or(0, |(_, status)| status.as_raw())))
+    }
+
+    fn try_wait(&self) -> std::io::Result<Option<ExitStatus>> {
+        let ended = waitpid(Some(self.0), WaitOptions::NOHANG)?;
+        Ok(ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw())))
+    }
+
+    fn kill(&self) {
+        // It has not been waited for, so its id is its own.
+        let _ = kill_process(self.0, Signal::KILL);
+    }
+}
+
+/// How a child begins: with a descriptor that this process closes for others, and signals as programs expect them.
+struct SpawnSettings {
+    actions: libc::posix_spawn_file_actions_t,
+    attributes: libc::posix_spawnattr_t,
+}
+
+impl SpawnSettings {
+    fn new(number: RawFd) -> std::io::Result<Box<Self>> {
+        // SAFETY: both are plain structures, which the functions below fill in.
+        let mut settings: Box<Self> = Box::new(unsafe { std::mem::zeroed() });
+        let (actions, attributes) = (&raw mut settings.actions, &raw mut settings.attributes);
+        // SAFETY: the structure is there to be filled in.
+        checked(unsafe { libc::posix_spawn_file_actions_init(actions) })?;
+        // SAFETY: as above.
+        checked(unsafe { libc::posix_spawnattr_init(attributes) })?;
+        // SAFETY: the actions have been made. A descriptor that is made a copy of itself stays open in the child.
+        checked(unsafe { libc::posix_spawn_file_actions_adddup2(actions, number, number) })?;
+        // SAFETY: an empty set of signals is plain bytes.
+        let mut signals: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the set is there to be written.
+        unsafe { libc::sigemptyset(&raw mut signals) };
+        // SAFETY: the attributes and the set have been made.
+        checked(unsafe { libc::posix_spawnattr_setsigmask(attributes, &raw const signals) })?;
+        // SAFETY: the set has been made. Rust's programs ignore this signal, and others expect not to.
+        unsafe { libc::sigaddset(&raw mut signals, libc::SIGPIPE) };
+        // SAFETY: as above.
+        checked(unsafe { libc::posix_spawnattr_setsigdefault(attributes, &raw const signals) })?;
+        let flags = (libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF) as libc::c_short;
+        // SAFETY: as above.
+        checked(unsafe { libc::posix_spawnattr_setflags(attributes, flags) })?;
+        Ok(settings)
+    }
+}
+
+impl Drop for SpawnSettings {
+    fn drop(&mut self) {
+        // SAFETY: what has been made is not used again; the C library accepts what is all zero.
+        unsafe { libc::posix_spawn_file_actions_destroy(&raw mut self.actions) };
+        // SAFETY: as above.
+        unsafe { libc::posix_spawnattr_destroy(&raw mut self.attributes) };
+    }
+}
+
+/// Makes an error of a number that a function gives in place of `errno`.
+fn checked(result: libc::c_int) -> std::io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(result)) }
 }
 
 /// A running executor. Dropping it ends it.
@@ -83,9 +196,9 @@ impl Watch {
     }
 
     /// Waits for the child's end, then reaps it.
-    fn run(&self, mut child: Child, pid: Pid) -> String {
+    fn run(&self, child: &Child) -> String {
         // The child stays a zombie until it is reaped under the lock: until then its id cannot be another's.
-        let wait = || waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+        let wait = || waitid(WaitId::Pid(child.0), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
         while wait().is_err_and(|error| error == rustix::io::Errno::INTR) {}
         let mut status = self.lock();
         let how = match child.wait() {
@@ -130,20 +243,14 @@ impl Process {
         )
         .map_err(|error| Error::Connect(Arc::new(error.into())))?;
         let number = theirs.as_raw_fd();
-        let mut command = Command::new(&program.path);
         // LLVM's executors take the first argument that is theirs and ignore the rest.
-        command.args(&program.args).arg(format!("filedescs={number},{number}")).arg("--farlink");
-        if program.static_tls_bytes > 0 {
-            reserve_static_tls(&mut command, program.static_tls_bytes);
-        }
-        // SAFETY: the closure runs between fork and exec and makes one system call, fcntl, which is safe there.
-        unsafe {
-            command.pre_exec(move || Ok(rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())?));
-        }
-        let child =
-            command.spawn().map_err(|error| Error::Spawn { program: program.path.clone(), error: Arc::new(error) })?;
-        // The command owns the executor's end of the connection. It must be closed here, or its end is never seen.
-        drop(command);
+        let own = [format!("filedescs={number},{number}"), "--farlink".to_owned()].map(OsString::from);
+        let args = [&program.args[..], &own].concat();
+        let environment = static_tls_environment(program.static_tls_bytes);
+        let child = Child::spawn(program, &args, &environment, number)
+            .map_err(|error| Error::Spawn { program: program.path.clone(), error: Arc::new(error) })?;
+        // The executor's end of the connection must be closed here, or its end is never seen.
+        drop(theirs);
         Self::watch(child, Transport::from_socket(ours), &program.path.display().to_string(), handler, options)
     }
 
@@ -159,24 +266,26 @@ impl Process {
         let mut child = shell.spawn().map_err(failed)?;
         let streams = child.stdout.take().zip(child.stdin.take());
         let (read, write) = streams.ok_or_else(|| failed(std::io::ErrorKind::BrokenPipe.into()))?;
+        // Dropping the shell's handle neither ends it nor waits for it.
+        let child = Child(Pid::from_child(&child));
         Self::watch(child, Transport::from_fds(read.into(), write.into()), command, handler, options)
     }
 
     fn watch(
-        mut child: Child,
+        child: Child,
         transport: std::io::Result<Transport>,
         name: &str,
         handler: Arc<dyn Handler>,
         options: Options,
     ) -> Result<(Self, ExecutorInfo), Error> {
-        let pid = Pid::from_child(&child);
+        let pid = child.0;
         let connected = transport.map_err(|error| Error::Connect(Arc::new(error))).and_then(|transport| {
             let setup_error = |error| Error::Setup { executor: name.to_owned(), error, how: None };
             connect(transport, handler, options).map_err(setup_error)
         });
         let (endpoint, info) = match connected {
             Ok(connected) => connected,
-            Err(error) => return Err(end_failed(&mut child, error)),
+            Err(error) => return Err(end_failed(&child, error)),
         };
         let watch = Arc::new(Watch { status: Mutex::new(None), ended: Condvar::new() });
         let (watcher, watched) = (Arc::clone(&watch), endpoint.clone());
@@ -184,12 +293,12 @@ impl Process {
         let (hand_over, handed_over) = sync_channel(1);
         let started = thread::Builder::new().name("farlink-watch".to_owned()).spawn(move || {
             if let Ok(child) = handed_over.recv() {
-                let how = watcher.run(child, pid);
+                let how = watcher.run(&child);
                 watched.close(Disconnected::ProcessEnded(format!("the executor {how}")));
             }
         });
         if let Err(error) = started {
-            return Err(end_failed(&mut child, Error::Connect(Arc::new(error))));
+            return Err(end_failed(&Child(pid), Error::Connect(Arc::new(error))));
         }
         // There is room for one, and the thread waits for it.
         let _ = hand_over.send(child);
@@ -226,7 +335,7 @@ impl Process {
 }
 
 /// Ends a child that no session came about with, and says how it ended if it had by itself.
-fn end_failed(child: &mut Child, mut error: Error) -> Error {
+fn end_failed(child: &Child, mut error: Error) -> Error {
     // A program that is no executor usually ends at once; one that hangs is killed.
     for _ in 0..20 {
         match child.try_wait() {
@@ -240,7 +349,7 @@ fn end_failed(child: &mut Child, mut error: Error) -> Error {
             Err(_) => break,
         }
     }
-    let _ = child.kill();
+    child.kill();
     let _ = child.wait();
     error
 }

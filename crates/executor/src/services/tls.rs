@@ -120,24 +120,24 @@ fn reuse(modules: &mut Modules, template: &TlsTemplate) -> Option<Open> {
     // writes there, and the C library reads it under no lock of ours, only for threads that start now.
     unsafe { std::ptr::copy_nonoverlapping(content.as_ptr(), image, content.len()) };
     // Threads that start from here on have the new values; those that are there get them now.
-    for thread_pointer in thread_pointers() {
-        let start = thread_pointer.wrapping_add(open.place.tp_offset?);
-        // A thread may be gone meanwhile: then its memory cannot be written, or is nobody's.
-        let _ = crate::services::write_own_memory(start, &content);
-    }
+    let tp_offset = open.place.tp_offset?;
+    for_each_thread_pointer(|thread_pointer| {
+        // A thread may be gone just now: then its memory cannot be written, or is nobody's.
+        let _ = crate::services::write_own_memory(thread_pointer.wrapping_add(tp_offset), &content);
+    });
     open.users = template.users.max(1);
     Some(open)
 }
 
-/// Returns the thread pointers of this process's threads.
+/// Calls `f` with the thread pointer of each of this process's threads, as soon as it is known.
 ///
 /// The kernel has, for each thread, the address of a list head that the C library keeps at one distance from the thread
 /// pointer (`get_robust_list(2)`).
-fn thread_pointers() -> Vec<u64> {
-    let Some(distance) = list_head(0).map(|head| head.wrapping_sub(thread_pointer())) else { return Vec::new() };
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+fn for_each_thread_pointer(f: impl Fn(u64)) {
+    let Some(distance) = list_head(0).map(|head| head.wrapping_sub(thread_pointer())) else { return };
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return };
     let ids = threads.filter_map(|thread| thread.ok()?.file_name().to_str()?.parse().ok());
-    ids.filter_map(list_head).map(|head| head.wrapping_sub(distance)).collect()
+    ids.filter_map(list_head).for_each(|head| f(head.wrapping_sub(distance)));
 }
 
 fn list_head(thread: c_long) -> Option<u64> {
