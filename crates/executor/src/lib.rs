@@ -8,7 +8,8 @@
 //! - `services::dylib`: shared libraries and their symbols
 //! - `services::calls`: `main`, other functions, whole programs
 //! - `services::lifecycle`: initializers, and what objects leave for their end
-//! - `services::unwind`: unwind information
+//! - `services::unwind_index`, and `services::unwind` for controllers that are not farlink's: unwind information
+//! - `services::tls`, `services::thread_exit`: thread-local variables, and what is done at the end of a thread
 //! - `services::access`: reading and writing memory
 //!
 //! [`run`] serves a controller over a transport until the connection ends; [`local`] is the same without a connection,
