@@ -113,6 +113,25 @@ fn thread_local_variables() {
     }
 }
 
+/// What an executor is started with to have room for thread-local variables is not in its program's environment.
+#[test]
+fn environment() {
+    let dir = TempDir::new().unwrap();
+    let program = Program { sources: &["tls.c", "tls_other.c"], compilers: C, flags: &[], libraries: &[] };
+    let objects: Vec<PathBuf> =
+        program.sources.iter().map(|name| program.compile(dir.path(), "cc", "-O1 -fPIE", name)).collect();
+    let last = |output: &Output| output.stdout.lines().last().map(str::to_owned);
+    let value = "glibc.malloc.tcache_count=5";
+    let output = Farlink::new().arg("run").args(&objects).env("GLIBC_TUNABLES", value).output();
+    assert_eq!((last(&output), output.code), (Some(format!("{value} none")), Some(2)), "{output:?}");
+    let output = Farlink::new().arg("run").args(&objects).output();
+    assert_eq!((last(&output), output.code), (Some("none none".to_owned()), Some(2)), "{output:?}");
+    // Whoever gives room himself is left alone.
+    let value = "glibc.rtld.optional_static_tls=100000";
+    let output = Farlink::new().arg("run").args(&objects).env("GLIBC_TUNABLES", value).output();
+    assert_eq!((last(&output), output.code), (Some(format!("{value} none")), Some(2)), "{output:?}");
+}
+
 /// Thread-local objects in C++.
 #[test]
 fn thread_local_objects() {

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 __thread int with_value = 42;
 static __thread long local = 7;
@@ -27,5 +28,7 @@ int main(void) {
         pthread_join(thread, 0);
     }
     run("main");
+    const char *tunables = getenv("GLIBC_TUNABLES"), *own = getenv("FARLINK_OLD_GLIBC_TUNABLES");
+    printf("%s %s\n", tunables ? tunables : "none", own ? own : "none");
     return with_value;
 }
