@@ -28,7 +28,7 @@ ids! {
 impl SymbolId {
     /// Returns the symbol that was added as the `index`-th, from 0.
     #[must_use]
-    pub fn from_index(index: u32) -> Self {
+    pub const fn from_index(index: u32) -> Self {
         Self(index)
     }
 }

@@ -1,19 +1,20 @@
 //! An index of an object's unwind information, by which a function's frame description (FDE) is found without reading all
 //! of them.
 //!
-//! A number of entries (4 bytes), then those, by ascending address of their functions, 12 bytes each: the distance from the
-//! index to the function (signed), the function's length (unsigned), and the distance from the index to the FDE (signed).
+//! 12 bytes for who puts indexes together (`farlink_mem`'s directories), a number of entries (4 bytes), then those, by
+//! ascending address of their functions, 12 bytes each: the distance from the index to the function (signed), the function's
+//! length (unsigned), and the distance from the index to the FDE (signed).
 
 use crate::eh_frame::FUNCTION_OFFSET;
 use crate::error::LinkError;
 use crate::graph::LinkGraph;
-use crate::parts::SectionKind;
+use crate::parts::{Place, SectionKind};
 use crate::provide::TABLE_ALIGN;
 use crate::{BlockId, Edge};
 use farlink_addr::{ExecutorAddrRange, MemProt};
 
-/// Bytes of the number of entries.
-const COUNT_BYTES: usize = 4;
+/// Bytes before the entries: the last four are their number.
+const HEADER_BYTES: usize = farlink_mem::INDEX_LINK_BYTES as usize + 4;
 
 /// Bytes of an entry.
 const ENTRY_BYTES: usize = 12;
@@ -22,7 +23,7 @@ const ENTRY_BYTES: usize = 12;
 pub(crate) fn build_unwind_index(graph: &mut LinkGraph) {
     let count = descriptions(graph).count();
     if count > 0 {
-        let bytes = vec![0; COUNT_BYTES + count * ENTRY_BYTES];
+        let bytes = vec![0; HEADER_BYTES + count * ENTRY_BYTES];
         let name = "$__UNWIND_INDEX";
         graph.unwind_index = Some(graph.push_own(name, SectionKind::Regular, MemProt::READ, bytes, TABLE_ALIGN));
     }
@@ -52,7 +53,8 @@ pub(crate) fn unwind_index(graph: &LinkGraph, index: BlockId) -> Result<Vec<u8>,
         entries.push((address.wrapping_sub(start) as i64, length, fde.wrapping_sub(start) as i64));
     }
     entries.sort_unstable();
-    let mut bytes = Vec::with_capacity(COUNT_BYTES + entries.len() * ENTRY_BYTES);
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + entries.len() * ENTRY_BYTES);
+    bytes.extend([0; farlink_mem::INDEX_LINK_BYTES as usize]);
     bytes.extend((entries.len() as u32).to_le_bytes());
     let too_far = || LinkError::TooLarge {
         object: graph.name().to_owned(),
@@ -84,5 +86,15 @@ impl LinkGraph {
     pub fn unwind_index(&self) -> Option<ExecutorAddrRange> {
         let block = self.block(self.unwind_index?);
         ExecutorAddrRange::from_len(block.addr, block.size)
+    }
+
+    /// Returns whether all code that the unwind information is about is in `code`. Only what is laid out together with other
+    /// objects' can be elsewhere.
+    #[must_use]
+    pub fn is_unwound_in(&self, code: ExecutorAddrRange) -> bool {
+        descriptions(self).all(|(_, function)| match self.symbol(function.target).place {
+            Place::Defined { block, .. } => code.contains(self.block(block).addr) || self.block(block).size == 0,
+            _ => false,
+        })
     }
 }

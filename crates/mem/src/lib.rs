@@ -4,6 +4,7 @@
 //!   [`InProcessMapper`], [`SharedMemoryMapper`] and [`RemoteMapper`] implement it.
 //! - [`MemoryManager`] allocates from what a mapper has reserved; [`InFlightAlloc`] and [`FinalizedAlloc`] are the
 //!   states of an allocation.
+//! - `directory` has the tables by which an executor finds linked code by its address without having been told of it.
 //! - [`MemoryService`] is the executor's side: slabs, and the allocations finalized in them with their actions.
 //! - [`wrapper`] has the C ABI of the functions that actions and calls name.
 //! - `sys` is the only room with memory calls of the operating system.
@@ -11,6 +12,7 @@
 #![deny(unsafe_code)]
 
 mod action;
+mod directory;
 mod error;
 mod free_list;
 mod manager;
@@ -21,9 +23,11 @@ mod working;
 #[allow(unsafe_code)]
 pub mod wrapper;
 
+pub use directory::{CodeDirectory, INDEX_LINK_BYTES};
 pub use error::Error;
 pub use manager::{
-    AllocatedSegment, FinalizedAlloc, InFlightAlloc, MemoryManager, MemoryStats, SegmentLayout, SharedBuffer,
+    AllocatedSegment, DirectoryActions, FinalizedAlloc, InFlightAlloc, MemoryManager, MemoryStats, SegmentLayout,
+    SharedBuffer,
 };
 pub use mapper::{
     FinalizeRequest, FinalizeSegment, InProcessMapper, MapperUsage, MemoryMapper, RemoteMapper, SharedMemoryMapper,

@@ -8,6 +8,7 @@ use std::cell::UnsafeCell;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The controller's view of a range of executor memory.
 ///
@@ -164,6 +165,23 @@ impl WorkingMemory {
         Ok(())
     }
 
+    /// Writes an aligned word for readers that read it whole at the same time.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the word would not be inside, or is not aligned.
+    pub(crate) fn store_u32(&self, offset: u64, value: u32) -> Result<(), Error> {
+        let target = self.inside(offset, 4)?.as_ptr().cast::<u32>();
+        if !target.is_aligned() {
+            return Err(Error::OutOfBounds { offset, len: 4, size: self.len });
+        }
+        // SAFETY: the word is inside memory that the owner keeps mapped and writable, aligned, and the other side reads it
+        // by atomic loads.
+        let word = unsafe { AtomicU32::from_ptr(target) };
+        word.store(value, Ordering::Release);
+        Ok(())
+    }
+
     /// As [`Self::read`], for memory that the executor is using: every byte is read once, and aligned values of up to 8
     /// bytes are read whole.
     ///
@@ -184,6 +202,12 @@ impl WorkingMemory {
             };
         }
         Ok(())
+    }
+
+    /// Returns where the memory is in this process.
+    #[cfg(test)]
+    pub(crate) fn address(&self) -> farlink_addr::ExecutorAddr {
+        farlink_addr::ExecutorAddr::new(self.start.as_ptr().expose_provenance() as u64)
     }
 
     /// Sets every byte to zero.

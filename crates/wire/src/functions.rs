@@ -162,7 +162,7 @@ functions! {
     /// *19.* (instance, handle, names): addresses, in the order asked. A missing name that is required is an error.
     DYLIB_LOOKUP = "__llvm_orc_SimpleExecutorDylibManager_lookup_wrapper":
         ((ExecutorAddr, ExecutorAddr, Vec<LookupName>)) -> Expected<Vec<SymbolDef>>;
-    /// (handles, names): the address of each name in the first library that has it.
+    /// (handles, names): the address of each name in the first library that has it. The null handle is the process itself.
     RESOLVE = "farlink.resolve": ((Vec<ExecutorAddr>, Vec<String>)) -> Expected<Vec<Option<ExecutorAddr>>>;
 }
 
@@ -196,6 +196,12 @@ functions! {
 
 // Actions.
 functions! {
+    /// (code, table, indexes): has the unwinder look for unwind information in a directory of a reservation: see
+    /// `farlink_mem`'s `directory`.
+    REGISTER_UNWIND_DIRECTORY = "farlink.unwind.register_directory":
+        ((ExecutorAddrRange, ExecutorAddrRange, ExecutorAddrRange)) -> SpsError;
+    /// (table): undoes [`REGISTER_UNWIND_DIRECTORY`].
+    DEREGISTER_UNWIND_DIRECTORY = "farlink.unwind.deregister_directory": ((ExecutorAddrRange,)) -> SpsError;
     /// Registers the index of an object's unwind information: see `farlink_graph`.
     REGISTER_UNWIND_INDEX = "farlink.unwind.register": ((ExecutorAddrRange,)) -> SpsError;
     /// Undoes [`REGISTER_UNWIND_INDEX`].

@@ -113,7 +113,8 @@ fn find_exported(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
     };
     let name = CString::new(name).ok()?;
     let address = match version {
-        // SAFETY: the handle is one that dlopen gave (`check`) and that is never closed; the texts are C strings.
+        // SAFETY: the handle is one that dlopen gave (`check`) and that is never closed, or means the whole process; the
+        // texts are C strings.
         Some(version) => unsafe { libc::dlvsym(handle, name.as_ptr(), version.as_ptr()) },
         // SAFETY: as above.
         None => unsafe { libc::dlsym(handle, name.as_ptr()) },
@@ -157,9 +158,10 @@ fn look_up(
 
 type Addresses = Vec<Option<ExecutorAddr>>;
 
-/// The address of each name in the first library that has it.
+/// The address of each name in the first library that has it. The null handle means whatever the process has loaded.
 fn resolve_in_order((libraries, names): (Vec<ExecutorAddr>, Vec<String>)) -> Result<Expected<Addresses>, OutOfBand> {
-    let libraries: Result<Vec<_>, _> = libraries.into_iter().map(check).collect();
+    let handle = |library: ExecutorAddr| if library.is_null() { Ok(libc::RTLD_DEFAULT) } else { check(library) };
+    let libraries: Result<Vec<_>, _> = libraries.into_iter().map(handle).collect();
     Ok(libraries.map(|libraries| {
         let first = |name: &String| libraries.iter().find_map(|&library| find(library, name));
         names.iter().map(first).collect()

@@ -1,18 +1,20 @@
 //! Finding unwind information by address.
 //!
 //! libgcc asks `_Unwind_Find_FDE` for every frame that it unwinds, through the process's symbol table, so the definition
-//! here is asked first: it knows linked objects by the addresses of their code, and their indexes, which the controller has
-//! sorted. What it does not know goes on to libgcc's own. Registering an object is one entry in a tree; nothing is read or
-//! sorted before something is thrown.
+//! here is asked first. It knows the indexes of linked objects, which the controller has sorted, by the addresses of their
+//! code: in the directories of reservations, which the controller keeps in shared memory, so that nobody is told of an
+//! object; and in a tree, for objects whose code lies between that of others. What it does not know goes on to libgcc's own.
+//! Nothing is read or sorted before something is thrown.
 //!
 //! Where this definition is not the one that libgcc finds, in a program that was linked without exporting it, sections are
 //! registered in libgcc's own way.
 //!
-//! An index is a number of entries (4 bytes), then those, by ascending address, 12 bytes each: the distances from the index
+//! An index is 12 bytes of its directory's, a number of entries (4 bytes), then those, by ascending address, 12 bytes each: the distances from the index
 //! to a function (signed), its length (unsigned), and the distance from the index to its frame description (signed).
 
 use crate::wrap::{OutOfBand, wrappers};
-use farlink_addr::ExecutorAddrRange;
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
+use farlink_mem::{CodeDirectory, INDEX_LINK_BYTES};
 use farlink_wire::setup::ExecutorInfo;
 use farlink_wire::sps::SpsError;
 use std::collections::BTreeMap;
@@ -22,6 +24,8 @@ use std::sync::{OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 wrappers! { announce_found:
     REGISTER_UNWIND_INDEX => register_unwind_index = register;
     DEREGISTER_UNWIND_INDEX => deregister_unwind_index = deregister;
+    REGISTER_UNWIND_DIRECTORY => register_unwind_directory = register_directory;
+    DEREGISTER_UNWIND_DIRECTORY => deregister_unwind_directory = deregister_directory;
 }
 
 /// Announces the functions, if libgcc asks here.
@@ -33,8 +37,9 @@ pub(crate) fn announce(info: &mut ExecutorInfo) {
     }
 }
 
-/// Bytes of the number of entries.
-const COUNT_BYTES: u64 = 4;
+/// Bytes before the entries: the last four are their number.
+const HEADER_BYTES: u64 = COUNT_OFFSET + 4;
+const COUNT_OFFSET: u64 = INDEX_LINK_BYTES;
 
 /// Bytes of an entry.
 const ENTRY_BYTES: u64 = 12;
@@ -61,7 +66,7 @@ struct Entry {
 
 /// Reads an entry of the index at `index`.
 fn entry(index: u64, position: u64) -> Entry {
-    let at = (index + COUNT_BYTES + position * ENTRY_BYTES) as usize as *const i32;
+    let at = (index + HEADER_BYTES + position * ENTRY_BYTES) as usize as *const i32;
     // SAFETY: the controller has linked as many entries there, and they stay while the index is registered.
     let [function, length, description] = [0, 1, 2].map(|word| unsafe { at.wrapping_add(word).read_unaligned() });
     let address = |distance: i32| index.wrapping_add_signed(distance.into());
@@ -100,27 +105,68 @@ impl Run {
     }
 }
 
-/// The runs of all objects, by where their code begins.
-static RUNS: RwLock<BTreeMap<u64, Run>> = RwLock::new(BTreeMap::new());
-
-fn write() -> RwLockWriteGuard<'static, BTreeMap<u64, Run>> {
-    // Nothing that can panic runs under this lock.
-    RUNS.write().unwrap_or_else(PoisonError::into_inner)
+/// What is known of linked code.
+struct Known {
+    /// The runs of objects that have been registered, by where their code begins.
+    runs: BTreeMap<u64, Run>,
+    /// The directories of reservations.
+    directories: Vec<CodeDirectory>,
 }
 
-/// Returns all of an index as one run.
+static KNOWN: RwLock<Known> = RwLock::new(Known { runs: BTreeMap::new(), directories: Vec::new() });
+
+fn write() -> RwLockWriteGuard<'static, Known> {
+    // Nothing that can panic runs under this lock.
+    KNOWN.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Known {
+    /// Returns the entry of the function that holds `pc`.
+    fn find(&self, pc: u64) -> Option<Entry> {
+        let index = self.directories.iter().find_map(|directory| directory.find(ExecutorAddr::new(pc)));
+        if let Some(run) = index.and_then(|index| whole(index.as_u64())) {
+            return run.find(pc);
+        }
+        let (_, run) = self.runs.range(..=pc).next_back().filter(|(_, run)| pc < run.code_end)?;
+        run.find(pc)
+    }
+}
+
+/// Returns all entries of the index at `start` as one run; none if it has none.
+fn whole(start: u64) -> Option<Run> {
+    let count = (start + COUNT_OFFSET) as usize as *const u32;
+    // SAFETY: the controller has linked an index there, which stays while it is registered.
+    let count = u64::from(unsafe { count.read_unaligned() });
+    (count > 0).then(|| Run::new(start, 0, count))
+}
+
+/// Returns all of an index that is to be registered.
 fn read(range: ExecutorAddrRange) -> Result<Run, String> {
-    let bad = || format!("{range} is not an index of unwind information");
-    let start = range.start().as_u64();
-    if range.start().is_null() || range.len() < COUNT_BYTES + ENTRY_BYTES {
-        return Err(bad());
-    }
-    // SAFETY: the controller names an index that it has linked into this process, of that length.
-    let count = u64::from(unsafe { (start as usize as *const u32).read_unaligned() });
-    if count == 0 || range.len() != COUNT_BYTES + count * ENTRY_BYTES {
-        return Err(bad());
-    }
-    Ok(Run::new(start, 0, count))
+    let is_index = !range.start().is_null() && range.len() >= HEADER_BYTES + ENTRY_BYTES;
+    let run = is_index.then(|| whole(range.start().as_u64())).flatten();
+    let run = run.filter(|run| range.len() == HEADER_BYTES + run.count * ENTRY_BYTES);
+    run.ok_or_else(|| format!("{range} is not an index of unwind information"))
+}
+
+type DirectoryRanges = (ExecutorAddrRange, ExecutorAddrRange, ExecutorAddrRange);
+
+fn register_directory((code, table, indexes): DirectoryRanges) -> Result<SpsError, OutOfBand> {
+    // SAFETY: the controller has these ranges in a reservation, and ends this before the reservation.
+    let directory = unsafe { CodeDirectory::new(code, table, indexes) };
+    let Some(directory) = directory.filter(|directory| !directory.table().start().is_null()) else {
+        return Ok(SpsError(Err(format!("{table} is not a directory of unwind information"))));
+    };
+    write().directories.push(directory);
+    Ok(SpsError(Ok(())))
+}
+
+fn deregister_directory((table,): (ExecutorAddrRange,)) -> Result<SpsError, OutOfBand> {
+    let mut known = write();
+    let Some(position) = known.directories.iter().position(|directory| directory.table() == table) else {
+        return Ok(SpsError(Err(format!("the directory of unwind information at {table} is not registered"))));
+    };
+    known.directories.swap_remove(position);
+    Ok(SpsError(Ok(())))
 }
 
 fn register((range,): (ExecutorAddrRange,)) -> Result<SpsError, OutOfBand> {
@@ -128,7 +174,7 @@ fn register((range,): (ExecutorAddrRange,)) -> Result<SpsError, OutOfBand> {
         Ok(run) => run,
         Err(text) => return Ok(SpsError(Err(text))),
     };
-    let mut runs = write();
+    let runs = &mut write().runs;
     let code = run.code();
     let before = runs.range(..code).next_back().map(|(_, &before)| before).filter(|before| before.code_end > code);
     let inside = runs.range(code..run.code_end.max(code + 1)).map(|(_, &inside)| inside);
@@ -155,14 +201,14 @@ fn deregister((range,): (ExecutorAddrRange,)) -> Result<SpsError, OutOfBand> {
         Ok(run) => run,
         Err(text) => return Ok(SpsError(Err(text))),
     };
-    let mut runs = write();
+    let runs = &mut write().runs;
     let of_index = |runs: &BTreeMap<u64, Run>, code| runs.get(&code).is_some_and(|found| found.index == run.index);
-    if !of_index(&runs, run.code()) {
+    if !of_index(runs, run.code()) {
         return Ok(SpsError(Err(format!("the unwind information at {range} is not registered"))));
     }
     if runs.remove(&run.code()) != Some(run) {
         // It had been taken apart.
-        for single in run.single().filter(|single| of_index(&runs, single.code())).collect::<Vec<_>>() {
+        for single in run.single().filter(|single| of_index(runs, single.code())).collect::<Vec<_>>() {
             runs.remove(&single.code());
         }
     }
@@ -193,11 +239,7 @@ fn next() -> Option<FindFde> {
 /// Returns the frame description of the function that holds `pc`, or null.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn _Unwind_Find_FDE(pc: *const c_void, bases: *mut Bases) -> *const c_void {
-    let found = {
-        let runs = RUNS.read().unwrap_or_else(PoisonError::into_inner);
-        let run = runs.range(..=pc as u64).next_back().filter(|(_, run)| (pc as u64) < run.code_end);
-        run.and_then(|(_, run)| run.find(pc as u64))
-    };
+    let found = KNOWN.read().unwrap_or_else(PoisonError::into_inner).find(pc as u64);
     if let Some(entry) = found {
         let none = std::ptr::null();
         let function = entry.function as usize as *const c_void;
@@ -214,10 +256,10 @@ unsafe extern "C" fn _Unwind_Find_FDE(pc: *const c_void, bases: *mut Bases) -> *
 
 /// Keeps the lock, so that a child that is forked now does not find it taken by a thread that it does not have.
 pub(crate) fn lock_for_fork() -> ForkLock {
-    ForkLock { _runs: write() }
+    ForkLock { _known: write() }
 }
 
 /// See [`lock_for_fork`].
 pub(crate) struct ForkLock {
-    _runs: RwLockWriteGuard<'static, BTreeMap<u64, Run>>,
+    _known: RwLockWriteGuard<'static, Known>,
 }

@@ -65,9 +65,11 @@ pub struct InFlightAlloc {
 /// or its session ends; dropping it does not end it.
 #[must_use = "finalized memory lives until it is deallocated"]
 pub struct FinalizedAlloc {
-    pub(super) key: ExecutorAddr,
-    pub(super) segments: Vec<(AllocGroup, ExecutorAddrRange)>,
-    pub(super) place: Place,
+    pub(super) reservation: ExecutorAddr,
+    pub(super) segments: Box<[(AllocGroup, ExecutorAddrRange)]>,
+    pub(super) is_striped: bool,
+    /// Whether its code is in the directory of its reservation.
+    pub(super) is_published: bool,
 }
 
 impl InFlightAlloc {
@@ -96,7 +98,8 @@ impl FinalizedAlloc {
     /// Returns the allocation's lowest address, which names it to the executor.
     #[must_use]
     pub fn key(&self) -> ExecutorAddr {
-        self.key
+        let starts = self.segments.iter().map(|(_, range)| range.start());
+        starts.min().expect("an allocation has segments")
     }
 
     /// Returns the segments' groups and addresses.

@@ -7,10 +7,12 @@
 //! deallocate. Dropping one that is in flight abandons it.
 
 mod alloc;
+mod finding;
 mod pool;
 mod space;
 
 pub use alloc::{AllocatedSegment, FinalizedAlloc, InFlightAlloc, SegmentLayout, SharedBuffer};
+pub use finding::DirectoryActions;
 
 use crate::{Error, FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, WorkingMemory};
 use alloc::Taken;
@@ -33,6 +35,8 @@ pub struct MemoryStats {
     pub live_bytes: u64,
     /// Bytes that were asked for in those allocations; the rest is lost to alignment.
     pub requested_bytes: u64,
+    /// Bytes of tables by which executors find code. Most of them are never touched.
+    pub table_bytes: u64,
     /// Bytes that are free in reservations.
     pub free_bytes: u64,
     /// Length in bytes of the longest free range.
@@ -62,6 +66,8 @@ struct Inner {
     mapper: Arc<dyn MemoryMapper>,
     page_size: PageSize,
     reservation_bytes: u64,
+    /// What has the executor find code by a directory, if it can.
+    directory_actions: Option<DirectoryActions>,
     state: Mutex<State>,
 }
 
@@ -69,8 +75,19 @@ impl MemoryManager {
     /// Returns a manager that reserves `reservation_bytes` at a time.
     #[must_use]
     pub fn new(mapper: Arc<dyn MemoryMapper>, reservation_bytes: u64) -> Self {
+        Self::with_directories(mapper, reservation_bytes, None)
+    }
+
+    /// As [`Self::new`]; with these actions the executor can find code that [`Self::publish`] has told of.
+    #[must_use]
+    pub fn with_directories(
+        mapper: Arc<dyn MemoryMapper>,
+        reservation_bytes: u64,
+        directory_actions: Option<DirectoryActions>,
+    ) -> Self {
         let page_size = mapper.page_size();
-        Self { inner: Arc::new(Inner { mapper, page_size, reservation_bytes, state: Mutex::default() }) }
+        let inner = Inner { mapper, page_size, reservation_bytes, directory_actions, state: Mutex::default() };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Allocates a segment for each element of `segments`, in their order, in one reservation.
@@ -99,32 +116,33 @@ impl MemoryManager {
         batch: Vec<(InFlightAlloc, Vec<ActionPair>)>,
     ) -> Pending<Result<Vec<FinalizedAlloc>, Error>> {
         let mut requests = Vec::with_capacity(batch.len());
-        // Places and not what gives them back when dropped: the executor may finalize what nobody waits for.
-        let mut in_flight = Vec::with_capacity(batch.len());
+        // Not what gives the places back when dropped: the executor may finalize what nobody waits for.
+        let mut finalized = Vec::with_capacity(batch.len());
         for (mut alloc, actions) in batch {
-            let Some(place) = alloc.taken.take().and_then(Taken::keep) else { continue };
-            let (segments, reservation) = (std::mem::take(&mut alloc.segments), place.reservation);
-            in_flight.push((place, segments.iter().map(|segment| (segment.group, segment.range)).collect::<Vec<_>>()));
-            requests.push(FinalizeRequest {
+            let Some(Place { reservation, is_striped, .. }) = alloc.taken.take().and_then(Taken::keep) else {
+                continue;
+            };
+            let segments = std::mem::take(&mut alloc.segments);
+            finalized.push(FinalizedAlloc {
                 reservation,
-                segments: segments.into_iter().map(FinalizeSegment::from).collect(),
-                actions,
+                segments: segments.iter().map(|segment| (segment.group, segment.range)).collect(),
+                is_striped,
+                is_published: false,
             });
+            let segments = segments.into_iter().map(FinalizeSegment::from).collect();
+            requests.push(FinalizeRequest { reservation, segments, actions });
         }
         let inner = Arc::clone(&self.inner);
         self.inner.mapper.finalize(requests).map(move |keys| match keys {
-            Ok(keys) if keys.len() == in_flight.len() => {
-                let finalized = keys.into_iter().zip(in_flight);
-                Ok(finalized.map(|(key, (place, segments))| FinalizedAlloc { key, segments, place }).collect())
-            }
+            Ok(keys) if keys.iter().copied().eq(finalized.iter().map(FinalizedAlloc::key)) => Ok(finalized),
             Ok(keys) => {
-                let text = format!("{} keys for {} allocations", keys.len(), in_flight.len());
+                let text = format!("{} keys for {} allocations, or others", keys.len(), finalized.len());
                 Err(Error::BadAnswer { what: "finalize", text })
             }
             Err(error) => {
                 // The mapper has made the ranges as they were reserved, if it knows what became of them.
                 if !error.leaves_unknown() {
-                    inner.free(in_flight);
+                    inner.free(finalized);
                 }
                 Err(error)
             }
@@ -164,13 +182,14 @@ impl MemoryManager {
     /// action fails. If the executor cannot be reached, or the result is dropped instead of waited for, they stay
     /// taken.
     pub fn deallocate(&self, allocs: Vec<FinalizedAlloc>) -> Pending<Result<(), Error>> {
-        let keys = allocs.iter().map(|alloc| alloc.key).collect();
+        let keys = allocs.iter().map(FinalizedAlloc::key).collect();
         let inner = Arc::clone(&self.inner);
         self.inner.mapper.deallocate(keys).map(move |result| {
             // Only an executor that ran the request has nothing there any more. One that cannot be asked why it refused
             // a valid request did run it: its actions failed.
             if matches!(result, Ok(()) | Err(Error::Actions(_) | Error::Refused { .. })) {
-                inner.free(allocs.into_iter().map(|alloc| (alloc.place, alloc.segments)));
+                inner.withdraw(&allocs);
+                inner.free(allocs);
             }
             result
         })
@@ -185,12 +204,14 @@ impl MemoryManager {
         for reservation in state.reservations.values().chain(state.buffers.values()) {
             stats.reservations += 1;
             stats.reserved_bytes += reservation.range.len();
+            stats.table_bytes += reservation.table_bytes;
             for area in &reservation.areas {
                 let free = area.free.total();
                 stats.free_bytes += free;
                 stats.live_bytes += area.range.len() - free;
                 stats.largest_free_bytes = stats.largest_free_bytes.max(area.free.largest());
             }
+            stats.live_bytes -= reservation.table_bytes;
         }
         stats
     }
@@ -240,10 +261,10 @@ impl Inner {
     }
 
     /// Makes what was allocated ready for others, and gives it back.
-    fn free(&self, allocations: impl IntoIterator<Item = (Place, Vec<(AllocGroup, ExecutorAddrRange)>)>) {
-        for (place, segments) in allocations {
+    fn free(&self, allocations: Vec<FinalizedAlloc>) {
+        for FinalizedAlloc { reservation, segments, is_striped, .. } in allocations {
             self.mapper.recycle(&segments);
-            self.give(&place);
+            self.give(&Place::of(reservation, is_striped, &segments, self.page_size));
         }
     }
 

@@ -2,8 +2,10 @@
 
 use super::SegmentLayout;
 use crate::Error;
+use crate::directory::{Directory, table_bytes};
 use crate::free_list::FreeList;
-use farlink_addr::{Align, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
+use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
+use smallvec::SmallVec;
 
 /// Largest alignment of a segment in bytes: that of a large page.
 const MAX_ALIGN_BYTES: u64 = 2 << 20;
@@ -17,6 +19,21 @@ pub(super) struct Reservation {
     pub(super) areas: Vec<Area>,
     /// Number of allocations.
     pub(super) live: u64,
+    /// How the executor finds code in it, once some is to be found.
+    pub(super) directory: Option<Directory>,
+    /// Bytes of tables for that.
+    pub(super) table_bytes: u64,
+}
+
+/// The parts of a reservation that a directory is about.
+#[derive(Clone, Copy)]
+pub(super) struct DirectoryPlace {
+    /// The stripe of code.
+    pub(super) code: ExecutorAddrRange,
+    /// The stripe of read-only data.
+    pub(super) indexes: ExecutorAddrRange,
+    /// Where in that the table is.
+    pub(super) table: ExecutorAddrRange,
 }
 
 pub(super) struct Area {
@@ -46,18 +63,18 @@ impl Reservation {
         if areas.is_empty() {
             areas.push(Area::new(None, range));
         }
-        Self { range, areas, live: 0 }
+        Self { range, areas, live: 0, directory: None, table_bytes: 0 }
     }
 
     /// Takes what a request needs: a range for each segment in its stripe, or one for all of them.
-    pub(super) fn take(&mut self, request: &Request) -> Option<Vec<ExecutorAddrRange>> {
+    pub(super) fn take(&mut self, request: &Request) -> Option<Ranges> {
         if let [Area { prot: None, free, .. }] = &mut self.areas[..] {
             let is_usable = |range| !request.has_code_at_bad_address(range);
             let range = take_usable(free, request.bytes, request.align, is_usable)?;
             self.live += 1;
-            return Some(vec![range]);
+            return Some(Ranges::from_slice(&[range]));
         }
-        let mut ranges = Vec::with_capacity(request.segments.len());
+        let mut ranges = Ranges::new();
         for (layout, _) in &request.segments {
             let area = self.areas.iter_mut().find(|area| area.prot == Some(layout.group.prot));
             let (bytes, align) = (packed_bytes(layout), layout.align.max(GRANULE));
@@ -87,6 +104,22 @@ impl Reservation {
                 area.stale_bytes += range.len();
             }
         }
+    }
+
+    /// Takes room for the table of a directory; none if the reservation has no stripes, or no room.
+    pub(super) fn take_directory(&mut self) -> Option<DirectoryPlace> {
+        let stripe = |prot| self.areas.iter().position(|area| area.prot == Some(prot));
+        let (code, indexes) = (self.areas[stripe(MemProt::RX)?].range, stripe(MemProt::READ)?);
+        let area = &mut self.areas[indexes];
+        let table = area.free.take(table_bytes(code.len()), GRANULE)?;
+        self.table_bytes += table.len();
+        Some(DirectoryPlace { code, indexes: area.range, table })
+    }
+
+    /// Gives that room back.
+    pub(super) fn give_directory(&mut self, place: DirectoryPlace) {
+        self.table_bytes -= place.table.len();
+        self.give_swept(place.table);
     }
 
     fn area_of(&mut self, range: ExecutorAddrRange) -> Option<&mut Area> {
@@ -171,30 +204,58 @@ const GRANULE: Align = match Align::new(16) {
 
 /// Bytes that a segment takes in a stripe. The sum was checked when the request was made.
 fn packed_bytes(layout: &SegmentLayout) -> u64 {
-    let bytes = layout.content_bytes + layout.zero_fill_bytes;
+    packed(layout.content_bytes + layout.zero_fill_bytes)
+}
+
+fn packed(bytes: u64) -> u64 {
     GRANULE.align_up(bytes.max(1)).unwrap_or(u64::MAX)
 }
 
+/// Ranges that were taken: as a rule one for each of three protections.
+pub(super) type Ranges = SmallVec<[ExecutorAddrRange; 3]>;
+
 /// Ranges of a reservation: one for each segment in stripes, else one for all segments.
-#[derive(Clone)]
 pub(super) struct Place {
     pub(super) reservation: ExecutorAddr,
-    pub(super) ranges: Vec<ExecutorAddrRange>,
+    pub(super) ranges: Ranges,
     pub(super) is_striped: bool,
     /// Bytes that were asked for.
     pub(super) requested_bytes: u64,
 }
 
+impl Place {
+    /// Returns the place that was taken for an allocation with these segments.
+    pub(super) fn of(
+        reservation: ExecutorAddr,
+        is_striped: bool,
+        segments: &[(AllocGroup, ExecutorAddrRange)],
+        page_size: PageSize,
+    ) -> Self {
+        let range = |start, end: u64| ExecutorAddrRange::from_len(start, end);
+        let requested_bytes = segments.iter().map(|(_, segment)| segment.len()).sum();
+        let ranges: Ranges = if is_striped {
+            segments.iter().filter_map(|(_, segment)| range(segment.start(), packed(segment.len()))).collect()
+        } else {
+            // The first begins where the range does, and the last has its last page.
+            let ends = segments.first().zip(segments.last());
+            let bytes = ends.and_then(|((_, first), (_, last))| last.end().offset_from(first.start()));
+            let bytes = bytes.and_then(|bytes| page_size.round_up(bytes)).zip(segments.first());
+            bytes.and_then(|(bytes, (_, first))| range(first.start(), bytes)).into_iter().collect()
+        };
+        Self { reservation, ranges, is_striped, requested_bytes }
+    }
+}
+
 /// Segments with their offsets.
 pub(super) struct Request {
-    pub(super) segments: Vec<(SegmentLayout, u64)>,
+    pub(super) segments: SmallVec<[(SegmentLayout, u64); 3]>,
     pub(super) bytes: u64,
     pub(super) align: Align,
 }
 
 impl Request {
     pub(super) fn new(layouts: Vec<SegmentLayout>, page_size: PageSize) -> Result<Self, Error> {
-        let mut segments = Vec::with_capacity(layouts.len());
+        let mut segments = SmallVec::with_capacity(layouts.len());
         let (mut end, mut align) = (0u64, page_size.align());
         for layout in layouts {
             if layout.align.bytes() > MAX_ALIGN_BYTES.max(page_size.bytes()) {

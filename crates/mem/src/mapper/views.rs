@@ -10,6 +10,7 @@ use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSiz
 use farlink_wire::msg::Stripe;
 use rustc_hash::FxHashMap;
 use rustix::io::Errno;
+use smallvec::SmallVec;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -252,7 +253,7 @@ impl Views {
     /// Checks allocations and notes those in stripes; says what the executor has to be told of.
     pub(super) fn begin(&self, allocations: Vec<FinalizeRequest>) -> Result<Told, Error> {
         let keys = allocations.iter().map(FinalizeRequest::key).collect::<Result<Vec<_>, _>>()?;
-        let mut striped: Vec<(ExecutorAddr, bool)> = Vec::with_capacity(keys.len());
+        let mut striped: SmallVec<[(ExecutorAddr, bool); 4]> = SmallVec::with_capacity(keys.len());
         for (request, &key) in allocations.iter().zip(&keys) {
             let place = self.place(ExecutorAddrRange::at(request.reservation));
             if let Ok((offset, view)) = place.as_ref().map(|(offset, view)| (*offset, view))
@@ -314,7 +315,7 @@ impl Views {
     pub(super) fn end(&self, keys: Vec<ExecutorAddr>) -> Result<Vec<ExecutorAddr>, Error> {
         let mut live = self.live();
         let mut told = Vec::new();
-        let mut ended: Vec<(ExecutorAddr, bool)> = Vec::with_capacity(keys.len());
+        let mut ended: SmallVec<[(ExecutorAddr, bool); 4]> = SmallVec::with_capacity(keys.len());
         for key in keys {
             match live.remove(&key) {
                 Some(is_told) => {
