@@ -36,6 +36,7 @@ fn value(stats: &SessionStats) -> Value {
             "committed_bytes": usage.committed_bytes,
             "live_allocations": memory.live_allocations,
             "live_bytes": memory.live_bytes,
+            "table_bytes": memory.table_bytes,
             "requested_bytes": memory.requested_bytes,
             "bytes_lost_to_alignment": memory.live_bytes.saturating_sub(memory.requested_bytes),
             "free_bytes": memory.free_bytes,

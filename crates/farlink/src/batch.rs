@@ -16,9 +16,9 @@ use crate::session::SessionInner;
 use crate::state::{LinkedObject, ObjectState, State};
 use crate::table::Value;
 use crate::thread_local::{self, OpenModule};
-use farlink_addr::ExecutorAddr;
-use farlink_graph::{InitArray, LinkGraph};
-use farlink_mem::FinalizedAlloc;
+use farlink_addr::{ExecutorAddr, MemProt};
+use farlink_graph::{InitArray, LinkGraph, SymbolId};
+use farlink_mem::{FinalizedAlloc, InFlightAlloc};
 use farlink_wire::msg::{ActionPair, FiniArray, ObjectExits, RunInitializers};
 use farlink_wire::sps::Blob;
 use std::sync::Arc;
@@ -150,21 +150,38 @@ impl BatchMemory {
 
 /// Publishes the addresses of a batch that has been linked.
 fn publish(state: &mut State, session: &SessionInner, claim: Claim, memory: BatchMemory) {
-    let sets: Vec<Arc<FinalizedAlloc>> = memory.sets.into_iter().map(Arc::new).collect();
+    let sets: Box<[Arc<FinalizedAlloc>]> = memory.sets.into_iter().map(Arc::new).collect();
     for (claimed, memory) in claim.objects.into_iter().zip(memory.objects) {
         let graph = claimed.graph;
-        for symbol in graph.definitions() {
-            let address = graph.symbol_address(symbol).map(Value::Address);
-            let value =
-                if graph.is_thread_local(symbol) { graph.tls_address(symbol).map(Value::ThreadLocal) } else { address };
-            match value {
-                Some(value) => state.table.publish(graph.symbol_name(symbol), claimed.id, value),
-                // Left out, since nothing referred to it.
-                None => state.table.remove(graph.symbol_name(symbol), claimed.id),
+        let mut defines = std::mem::take(&mut state.object(claimed.id).defines).into_vec();
+        defines.retain(|&(name, symbol)| match value(&graph, symbol) {
+            Some(value) => {
+                state.table.publish(name, claimed.id, symbol, value);
+                true
             }
-        }
+            // Another object's definition counts, which is decided again when that goes.
+            None if !graph.symbol(symbol).is_defined() => true,
+            // Left out, since nothing referred to it.
+            None => {
+                state.table.remove(name, claimed.id, symbol);
+                false
+            }
+        });
+        let slot = state.object(claimed.id);
+        slot.defines = defines.into();
         let graph = session.keeps_graphs.then_some(graph);
-        state.object(claimed.id).state = ObjectState::Linked(LinkedObject { memory, sets: sets.clone(), graph });
+        slot.state = ObjectState::Linked(LinkedObject { memory, sets: sets.clone(), graph });
+    }
+}
+
+/// Returns the value of a symbol that an object defines and that has been linked.
+fn value(graph: &LinkGraph, symbol: SymbolId) -> Option<Value> {
+    if !graph.symbol(symbol).is_defined() {
+        None
+    } else if graph.is_thread_local(symbol) {
+        graph.tls_address(symbol).map(Value::ThreadLocal)
+    } else {
+        graph.symbol_address(symbol).map(Value::Address)
     }
 }
 
@@ -217,28 +234,60 @@ fn finalize(
 ) -> Result<BatchMemory, Error> {
     let has_memory: Vec<bool> = places.objects.iter().map(|(_, allocation)| allocation.is_some()).collect();
     let mut request = Vec::with_capacity(has_memory.len());
+    // By position in the request: the index of unwind information that the executor finds by itself.
+    let mut published = Vec::new();
     for (position, (_, allocation)) in places.objects.into_iter().enumerate() {
-        if let Some(allocation) = allocation {
-            let module = module.filter(|module| module.users[position]);
-            request.push((allocation, actions(session, &claim.objects[position].graph, module)?));
-        }
+        let Some(allocation) = allocation else { continue };
+        let graph = &claim.objects[position].graph;
+        let module = module.filter(|module| module.users[position]);
+        let index = published_index(session, graph, !claim.sets.is_empty(), &allocation)?;
+        published.extend(index.map(|index| (request.len(), index)));
+        request.push((allocation, actions(session, graph, module, index.is_none())?));
     }
     request.extend(places.sets.into_iter().filter_map(|(_, allocation)| Some((allocation?, Vec::new()))));
-    let finalized = if request.is_empty() { Vec::new() } else { session.memory.finalize(request).wait()? };
+    let mut finalized = if request.is_empty() { Vec::new() } else { session.memory.finalize(request).wait()? };
+    for (position, index) in published {
+        if let Err(error) = session.memory.publish(&mut finalized[position], index) {
+            let _ = session.memory.deallocate(finalized).wait();
+            return Err(error.into());
+        }
+    }
     let mut finalized = finalized.into_iter();
     let objects = has_memory.into_iter().map(|has_memory| if has_memory { finalized.next() } else { None }).collect();
     Ok(BatchMemory { objects, sets: finalized.collect() })
 }
 
+/// Returns the index of an object's unwind information, if the executor can find it without being told.
+fn published_index(
+    session: &SessionInner,
+    graph: &LinkGraph,
+    has_sets: bool,
+    allocation: &InFlightAlloc,
+) -> Result<Option<ExecutorAddr>, Error> {
+    let Some(index) = graph.unwind_index() else { return Ok(None) };
+    let code = allocation.segments().iter().find(|segment| segment.group.prot.contains(MemProt::EXEC));
+    // Functions that were put beside those of other objects, by the name of their section, are registered one by one.
+    let Some(code) = code.filter(|code| !has_sets || graph.is_unwound_in(code.range)) else { return Ok(None) };
+    let can = !code.range.is_empty() && session.memory.prepare_to_publish(allocation).wait()?;
+    Ok(can.then_some(index.start()))
+}
+
 /// What runs in the executor when an object's memory is finalized, and when it is deallocated.
-fn actions(session: &SessionInner, graph: &LinkGraph, module: Option<&OpenModule>) -> Result<Vec<ActionPair>, Error> {
+fn actions(
+    session: &SessionInner,
+    graph: &LinkGraph,
+    module: Option<&OpenModule>,
+    registers_unwinding: bool,
+) -> Result<Vec<ActionPair>, Error> {
     let Some(runtime) = &session.runtime else { return Ok(Vec::new()) };
     let mut actions = Vec::new();
     // Dealloc actions run in reverse: what the object left for its end may still throw, and use its variables.
     if let Some(module) = module {
         actions.push(runtime.close_tls_action(module.handle)?);
     }
-    actions.extend(runtime.unwind_actions(graph.unwind_index(), graph.eh_frame())?);
+    if registers_unwinding {
+        actions.extend(runtime.unwind_actions(graph.unwind_index(), graph.eh_frame())?);
+    }
     if let Some(dso_handle) = graph.dso_handle() {
         actions.extend(runtime.end_actions(&session.memory, dso_handle, &fini_entries(graph))?);
     }
@@ -252,7 +301,7 @@ fn initialize(session: &SessionInner, claim: &Claim, args: &[Blob<'static>]) -> 
         runtime.allow_executable_stacks()?;
     }
     let mut objects: Vec<&Claimed> = claim.objects.iter().collect();
-    objects.sort_by_key(|claimed| claimed.id);
+    objects.sort_by_key(|claimed| claimed.serial);
     let ifuncs = objects.iter().flat_map(|claimed| claimed.graph.ifuncs());
     let ifuncs: Vec<_> = ifuncs.map(|ifunc| (ifunc.resolver, ifunc.slot)).collect();
     let mut init: Vec<InitArray> = Vec::new();

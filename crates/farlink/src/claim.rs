@@ -7,10 +7,11 @@ use crate::Error;
 use crate::batch::Batch;
 use crate::library::ObjectId;
 use crate::state::{ObjectState, State};
-use crate::table::Value;
+use crate::table::{Definition, Value};
 use farlink_addr::ExecutorAddr;
 use farlink_graph::{Bound, Bounded, LinkGraph, Linkage, SymbolId, parse_bound};
-use std::collections::HashMap;
+use foldhash::HashMap;
+use rustc_hash::FxHashMap;
 use std::time::Instant;
 
 /// Where the value of an external symbol comes from.
@@ -44,8 +45,8 @@ pub(crate) struct Claimed {
     pub(crate) graph: Box<LinkGraph>,
     /// Where each external symbol comes from.
     pub(crate) targets: Vec<(SymbolId, Target)>,
-    /// Its definitions by name, for references from other objects.
-    pub(crate) defined: HashMap<String, SymbolId>,
+    /// The number of objects that were declared before it.
+    pub(crate) serial: u64,
     /// How many of the sets of sections it has been searched for.
     sets_marked: usize,
 }
@@ -54,13 +55,13 @@ pub(crate) struct Claimed {
 #[derive(Default)]
 pub(crate) struct Claim {
     pub(crate) objects: Vec<Claimed>,
-    positions: HashMap<ObjectId, usize>,
+    positions: FxHashMap<ObjectId, usize>,
     /// Positions of objects that may have external symbols which have not been looked at.
     work: Vec<usize>,
     /// Whether definitions that nothing refers to are left out.
     drops_unused: bool,
-    /// Names to ask the executor for.
-    pub(crate) asked: Vec<String>,
+    /// Names to ask the executor for, and whether all who refer to one can do without.
+    pub(crate) asked: Vec<(String, bool)>,
     asked_positions: HashMap<String, usize>,
     /// Bounds that somebody refers to.
     pub(crate) bounds: Vec<(Of, Bound)>,
@@ -80,12 +81,12 @@ impl Claim {
         self.shared.clone_from(&state.shared);
         self.drops_unused = batch.drops_unused;
         if batch.every_object {
-            for index in 0..state.objects.len() {
-                self.add_object(state, ObjectId(index as u32))?;
+            for id in state.in_order() {
+                self.add_object(state, id)?;
             }
         }
         for name in batch.names {
-            let target = self.find(state, name, true)?;
+            let target = self.find_root(state, name)?;
             self.reach(target);
             self.roots.push(target);
         }
@@ -108,19 +109,29 @@ impl Claim {
     /// Finds a source for each new external symbol of an object of the batch.
     fn resolve_object(&mut self, state: &mut State, position: usize) -> Result<(), Error> {
         for symbol in self.objects[position].graph.take_new_externals() {
-            let graph = &self.objects[position].graph;
-            let strong = !graph.is_weak_external(symbol);
-            let name = graph.symbol_name(symbol).to_owned();
-            if state.table.winner(&name).is_none() && farlink_graph::provide(&mut self.objects[position].graph, symbol)
-            {
+            let graph = &mut self.objects[position].graph;
+            if state.table.winner(graph.symbol_name(symbol)).is_none() && farlink_graph::provide(graph, symbol) {
                 self.work.push(position);
                 continue;
             }
-            let target = self.find(state, &name, strong)?;
+            let target = self.find_for(state, position, symbol)?;
             self.reach(target);
             self.objects[position].targets.push((symbol, target));
         }
         Ok(())
+    }
+
+    /// Finds where an external symbol of an object of the batch is defined.
+    fn find_for(&mut self, state: &mut State, position: usize, symbol: SymbolId) -> Result<Target, Error> {
+        let graph = &self.objects[position].graph;
+        let (name, strong) = (graph.symbol_name(symbol), !graph.is_weak_external(symbol));
+        match defined(state, name, strong)? {
+            Some(definition) => self.find_defined(state, definition, strong),
+            None => {
+                let name = name.to_owned();
+                Ok(self.find_elsewhere(&name, strong))
+            }
+        }
     }
 
     /// Makes sure that what a reference leads to is linked.
@@ -144,13 +155,16 @@ impl Claim {
 
     /// Finds again what a weak reference did not find, because it loads no member of an archive, and another did.
     fn find_late(&mut self, state: &mut State) -> Result<(), Error> {
+        // Nothing is loaded but from archives.
+        if state.archives.is_empty() {
+            return Ok(());
+        }
         for position in 0..self.objects.len() {
             for index in 0..self.objects[position].targets.len() {
                 let (symbol, target) = self.objects[position].targets[index];
                 let name = self.objects[position].graph.symbol_name(symbol);
                 if matches!(target, Target::Ask(_)) && state.table.winner(name).is_some() {
-                    let name = name.to_owned();
-                    self.objects[position].targets[index].1 = self.find(state, &name, false)?;
+                    self.objects[position].targets[index].1 = self.find_for(state, position, symbol)?;
                 }
             }
         }
@@ -172,8 +186,9 @@ impl Claim {
     /// Notes which objects cannot do without which others.
     fn record_uses(&self, state: &mut State) {
         for claimed in &self.objects {
+            let mut uses = Vec::new();
             for &(symbol, target) in &claimed.targets {
-                let used = match target {
+                uses.extend(match target {
                     Target::Known(_) => {
                         let definition = state.table.winner(claimed.graph.symbol_name(symbol));
                         definition.and_then(|definition| definition.object)
@@ -181,39 +196,43 @@ impl Claim {
                     Target::Batch(position, _) => Some(self.objects[position].id),
                     Target::Other(object) => Some(object),
                     Target::Bound(_) | Target::Ask(_) => None,
-                };
-                if let Some(used) = used.filter(|&used| used != claimed.id) {
-                    state.object(claimed.id).uses.insert(used);
-                    state.object(used).users.insert(claimed.id);
-                }
+                });
+            }
+            uses.retain(|&used| used != claimed.id);
+            if !uses.is_empty() {
+                state.set_uses(claimed.id, uses);
             }
         }
     }
 
-    /// Finds where `name` is defined. A strong reference loads the archive member that defines it.
-    fn find(&mut self, state: &mut State, name: &str, strong: bool) -> Result<Target, Error> {
-        if state.table.winner(name).is_none() && strong {
-            load_member(state, name, false)?;
+    /// Finds where a name that the batch is to give is defined.
+    fn find_root(&mut self, state: &mut State, name: &str) -> Result<Target, Error> {
+        match defined(state, name, true)? {
+            Some(definition) => self.find_defined(state, definition, true),
+            None => Ok(self.find_elsewhere(name, true)),
         }
-        let Some(definition) = state.table.winner(name) else { return Ok(self.find_elsewhere(name)) };
-        if let Some(value) = definition.value {
+    }
+
+    /// Makes sure that the object of a definition is linked, if it has one.
+    fn find_defined(&mut self, state: &mut State, definition: Definition, strong: bool) -> Result<Target, Error> {
+        if let Some(value) = definition.value() {
             return Ok(Target::Known(value));
         }
         let object = definition.object.expect("a definition without an object has an address");
         self.add_object(state, object)?;
-        match self.positions.get(&object) {
-            Some(&position) => match self.objects[position].defined.get(name) {
-                Some(&symbol) => Ok(Target::Batch(position, symbol)),
-                // Its group lost to another object's: whoever has that group has the definition.
-                None => Ok(Target::Ask(self.ask(name))),
-            },
-            None => Ok(Target::Other(object)),
+        let Some(&position) = self.positions.get(&object) else { return Ok(Target::Other(object)) };
+        let graph = &self.objects[position].graph;
+        if graph.symbol(definition.symbol).is_defined() {
+            return Ok(Target::Batch(position, definition.symbol));
         }
+        // Its group lost to another object's: whoever has that group has the definition.
+        let name = graph.symbol_name(definition.symbol).to_owned();
+        Ok(Target::Ask(self.ask(&name, strong)))
     }
 
     /// Returns where a name that no object defines comes from.
-    fn find_elsewhere(&mut self, name: &str) -> Target {
-        let Some((bounded, bound)) = parse_bound(name) else { return Target::Ask(self.ask(name)) };
+    fn find_elsewhere(&mut self, name: &str, strong: bool) -> Target {
+        let Some((bounded, bound)) = parse_bound(name) else { return Target::Ask(self.ask(name, strong)) };
         let of = match bounded {
             Bounded::Sections(section) => {
                 let known = self.sets.iter().position(|set| set == section);
@@ -234,11 +253,12 @@ impl Claim {
         }))
     }
 
-    fn ask(&mut self, name: &str) -> usize {
+    fn ask(&mut self, name: &str, strong: bool) -> usize {
         if let Some(&position) = self.asked_positions.get(name) {
+            self.asked[position].1 &= !strong;
             return position;
         }
-        self.asked.push(name.to_owned());
+        self.asked.push((name.to_owned(), !strong));
         self.asked_positions.insert(name.to_owned(), self.asked.len() - 1);
         self.asked.len() - 1
     }
@@ -254,12 +274,11 @@ impl Claim {
         let slot = state.object(id);
         match std::mem::replace(&mut slot.state, ObjectState::Linking) {
             ObjectState::Declared { mut graph } => {
+                let serial = slot.serial;
                 prepare(state, id, &mut graph, !self.drops_unused);
-                let defined =
-                    graph.definitions().map(|symbol| (graph.symbol_name(symbol).to_owned(), symbol)).collect();
                 self.positions.insert(id, self.objects.len());
                 self.work.push(self.objects.len());
-                self.objects.push(Claimed { id, graph, targets: Vec::new(), defined, sets_marked: 0 });
+                self.objects.push(Claimed { id, serial, graph, targets: Vec::new(), sets_marked: 0 });
             }
             other => {
                 if matches!(other, ObjectState::Linking) && !self.positions.contains_key(&id) {
@@ -270,6 +289,14 @@ impl Claim {
         }
         Ok(())
     }
+}
+
+/// Returns the definition of `name` that counts. For a strong reference the archive member that has it is loaded.
+fn defined(state: &mut State, name: &str, strong: bool) -> Result<Option<Definition>, Error> {
+    if strong && !state.archives.is_empty() && state.table.winner(name).is_none() {
+        load_member(state, name, false)?;
+    }
+    Ok(state.table.winner(name).cloned())
 }
 
 fn common_names(graph: &LinkGraph) -> Vec<String> {
@@ -308,18 +335,18 @@ fn load_member(state: &mut State, name: &str, replaces_common: bool) -> Result<(
 
 /// Takes out of `graph` what does not count, and marks what is needed in any case.
 fn prepare(state: &State, id: ObjectId, graph: &mut LinkGraph, keeps_definitions: bool) {
-    let lost: Vec<_> =
-        graph.comdats().filter(|&comdat| !state.table.owns_comdat(graph.comdat_signature(comdat), id)).collect();
-    for comdat in lost {
-        graph.discard_comdat(comdat);
+    let slot = &state.objects[id.0 as usize];
+    let comdats: Vec<_> = graph.comdats().zip(&slot.comdats).collect();
+    for (comdat, &signature) in comdats {
+        if !state.table.owns_comdat(signature, id) {
+            graph.discard_comdat(comdat);
+        }
     }
-    let counts = |graph: &LinkGraph, symbol| {
-        let winner = state.table.winner(graph.symbol_name(symbol));
-        winner.is_some_and(|winner| winner.object == Some(id))
-    };
-    let lost: Vec<_> = graph.definitions().filter(|&symbol| !counts(graph, symbol)).collect();
-    for symbol in lost {
-        graph.externalize(symbol);
+    for &(name, symbol) in &slot.defines {
+        let counts = state.table.winner_of(name).is_some_and(|winner| winner.object == Some(id));
+        if !counts && graph.symbol(symbol).is_defined() {
+            graph.externalize(symbol);
+        }
     }
     farlink_graph::prune(graph, keeps_definitions);
 }

@@ -6,7 +6,7 @@
 use crate::batch::{self, Batch};
 use crate::session::SessionInner;
 use crate::state::{LibraryArchive, ObjectState, State};
-use crate::table::{Definition, Strength, Value};
+use crate::table::{Definition, Strength};
 use crate::{Error, PhaseTimes};
 use farlink_addr::ExecutorAddr;
 use farlink_elf::{Archive, InputKind};
@@ -36,7 +36,11 @@ pub struct Library {
 ///
 /// Dropping it does nothing: the object stays until it is removed or the library goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Object(ObjectId);
+pub struct Object {
+    id: ObjectId,
+    /// Tells it from another that gets its place when it has been removed.
+    serial: u64,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectId(pub(crate) u32);
@@ -105,7 +109,8 @@ impl Library {
         let mut state = self.inner.lock();
         let id = state.declare(graph)?;
         state.times.parse += start.elapsed();
-        Ok(Object(id))
+        let serial = state.object(id).serial;
+        Ok(Object { id, serial })
     }
 
     /// Adds an archive, whose members are declared when something refers to what they define.
@@ -170,14 +175,10 @@ impl Library {
         let mut state = self.inner.lock();
         state.table.check(name, Strength::Strong).map_err(|conflict| Error::DuplicateDefinition {
             symbol: name.to_owned(),
-            first: conflict.first.map_or("a definition with an address".to_owned(), |object| {
-                state.objects[object.0 as usize].name.clone()
-            }),
+            first: state.name_of(conflict.first),
             second: "a definition with an address".to_owned(),
         })?;
-        state
-            .table
-            .add(name, Definition { object: None, strength: Strength::Strong, value: Some(Value::Address(addr)) });
+        state.table.add(name, Definition::absolute(addr));
         Ok(())
     }
 
@@ -276,7 +277,9 @@ impl Library {
     }
 
     fn link(&self, batch: Batch<'_>) -> Result<Vec<ExecutorAddr>, Error> {
-        batch::link(&self.inner, batch).map_err(|error| self.inner.session.explain(error))
+        let session = &self.inner.session;
+        let linked = session.check_connected().and_then(|()| batch::link(&self.inner, batch));
+        linked.map_err(|error| session.explain(error))
     }
 
     /// Removes an object: what it left for its end runs, and its memory comes back.
@@ -287,27 +290,25 @@ impl Library {
     /// all the same and the error says what failed.
     pub fn remove(&self, object: Object) -> Result<(), Error> {
         let memory = {
-            let mut state = self.inner.wait_settled(&[object.0]);
-            let slot = state.objects.get_mut(object.0.0 as usize).ok_or(Error::Removed)?;
+            let mut state = self.inner.wait_settled(&[object.id]);
+            let slot = state.objects.get(object.id.0 as usize);
+            let slot = slot.filter(|slot| slot.serial == object.serial && !matches!(slot.state, ObjectState::Removed));
+            let slot = slot.ok_or(Error::Removed)?;
             if !slot.users.is_empty() {
-                let (object, users) = (slot.name.clone(), slot.users.clone());
-                let users = users.into_iter().map(|user| state.object(user).name.clone()).collect();
-                return Err(Error::InUse { object, users });
+                let users = slot.users.iter().map(|&user| state.name_of(Some(user))).collect();
+                return Err(Error::InUse { object: slot.name.clone().into_string(), users });
             }
-            let memory = match std::mem::replace(&mut slot.state, ObjectState::Removed) {
-                ObjectState::Declared { .. } => Vec::new(),
+            match state.remove(object.id) {
                 ObjectState::Linked(linked) => linked.into_memory(),
-                ObjectState::Removed => return Err(Error::Removed),
-                ObjectState::Linking => unreachable!("the object has settled"),
-            };
-            state.forget(object.0);
-            memory
+                ObjectState::Declared { .. } | ObjectState::Linking | ObjectState::Removed => Vec::new(),
+            }
         };
         let session = &self.inner.session;
         if memory.is_empty() {
             return Ok(());
         }
-        session.memory.deallocate(memory).wait().map_err(|error| session.explain(error.into()))
+        let ended = session.memory.deallocate(memory).wait().map_err(Error::from);
+        ended.and_then(|()| session.check_connected()).map_err(|error| session.explain(error))
     }
 
     /// Returns how long the phases of this library's links took so far.

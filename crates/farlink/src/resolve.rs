@@ -5,6 +5,7 @@ use crate::claim::{Claim, Target};
 use crate::error::UndefinedSymbol;
 use crate::library::LibraryInner;
 use crate::place::Places;
+use crate::runtime::Runtime;
 use crate::state::{ObjectState, State};
 use crate::table::Value;
 use crate::thread_local;
@@ -22,7 +23,7 @@ pub(crate) fn resolve(
 ) -> Result<Vec<ExecutorAddr>, Error> {
     let session = &library.session;
     let found = match &session.runtime {
-        Some(runtime) => runtime.resolve(&claim.shared, &claim.asked)?,
+        Some(runtime) => ask(library, runtime, claim)?,
         None => vec![session.undefined_zero.then_some(ExecutorAddr::NULL); claim.asked.len()],
     };
     let bounds: Vec<_> = claim.bounds.iter().map(|&bound| places.bound(claim, bound)).collect();
@@ -50,6 +51,39 @@ pub(crate) fn resolve(
             address(claim, target, name).ok_or_else(|| Error::ThreadLocal { symbol: name.to_owned() })
         })
         .collect()
+}
+
+/// Returns the addresses of the names that the batch asks for, with one call if any of them is not known.
+fn ask(library: &LibraryInner, runtime: &Runtime, claim: &Claim) -> Result<Vec<Option<ExecutorAddr>>, Error> {
+    if claim.asked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let opened = runtime.opened();
+    let mut found = vec![None; claim.asked.len()];
+    let mut unknown = Vec::new();
+    {
+        let mut state = library.lock();
+        for (position, (name, is_weak)) in claim.asked.iter().enumerate() {
+            match state.resolved.get(name, *is_weak, opened) {
+                Some(known) => found[position] = known,
+                None => unknown.push(position),
+            }
+        }
+    }
+    if unknown.is_empty() {
+        return Ok(found);
+    }
+    let names: Vec<String> = unknown.iter().map(|&position| claim.asked[position].0.clone()).collect();
+    let answers = runtime.resolve(&claim.shared, &names)?;
+    let mut state = library.lock();
+    for ((position, name), answer) in unknown.into_iter().zip(&names).zip(answers) {
+        found[position] = answer;
+        // What another shared library had to say counts for others only.
+        if state.shared == claim.shared {
+            state.resolved.insert(name, answer, opened);
+        }
+    }
+    Ok(found)
 }
 
 /// Finds where every external thread-local variable of the batch is, once its own have their module.
@@ -94,7 +128,7 @@ struct Others<'a>(Option<MutexGuard<'a, State>>);
 
 impl Others<'_> {
     fn winner(&self, name: &str) -> Option<Value> {
-        self.0.as_ref()?.table.winner(name)?.value
+        self.0.as_ref()?.table.winner(name)?.value()
     }
 }
 
@@ -106,7 +140,7 @@ fn addresses_of_others<'a>(library: &'a LibraryInner, claim: &Claim) -> Result<O
     let state = library.wait_settled(&claim.others);
     let failed = claim.others.iter().map(|&id| &state.objects[id.0 as usize]);
     match { failed }.find(|slot| !matches!(slot.state, ObjectState::Linked(_))) {
-        Some(slot) => Err(Error::Dependency { object: slot.name.clone() }),
+        Some(slot) => Err(Error::Dependency { object: slot.name.clone().into_string() }),
         None => Ok(Others(Some(state))),
     }
 }
@@ -146,7 +180,7 @@ fn check_defined(
         }
     }
     for (name, user) in missing_bounds {
-        claim.asked.push(name);
+        claim.asked.push((name, false));
         undefined.entry(claim.asked.len() - 1).or_default().push(user);
     }
     report(claim, undefined)
@@ -157,6 +191,6 @@ fn report(claim: &Claim, undefined: BTreeMap<usize, Vec<String>>) -> Result<(), 
         return Ok(());
     }
     let named = undefined.into_iter();
-    let named = named.map(|(position, users)| UndefinedSymbol { name: claim.asked[position].clone(), users });
+    let named = named.map(|(position, users)| UndefinedSymbol { name: claim.asked[position].0.clone(), users });
     Err(Error::Undefined(named.collect()))
 }

@@ -4,13 +4,14 @@ use crate::Error;
 use crate::support::{FINALIZE, Support};
 use crate::thread_local::OpenModule;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
-use farlink_mem::MemoryManager;
+use farlink_mem::{DirectoryActions, MemoryManager};
 use farlink_rpc::{CallError, Executor, Pending};
 use farlink_wire::functions::{
-    ALLOW_EXECUTABLE_STACKS, DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19, DEREGISTER_UNWIND_INDEX, DYLIB_INSTANCE,
-    DYLIB_LOOKUP, DYLIB_OPEN, DYLIB_OPEN_STATIC, DYLIB_RESOLVE, Expected, PLACE_BELOW, READ_BUFFERS, REGISTER_EH_FRAME,
-    REGISTER_EH_FRAME_19, REGISTER_UNWIND_INDEX, RESOLVE, RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS, RUN_PROGRAM,
-    SIMPLE_INSTANCE, TLS_CLOSE, TLS_OPEN, TLS_RESOLVE, WRITE_BUFFERS,
+    ALLOW_EXECUTABLE_STACKS, DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19, DEREGISTER_UNWIND_DIRECTORY,
+    DEREGISTER_UNWIND_INDEX, DYLIB_INSTANCE, DYLIB_LOOKUP, DYLIB_OPEN, DYLIB_OPEN_STATIC, DYLIB_RESOLVE, Expected,
+    PLACE_BELOW, READ_BUFFERS, REGISTER_EH_FRAME, REGISTER_EH_FRAME_19, REGISTER_UNWIND_DIRECTORY,
+    REGISTER_UNWIND_INDEX, RESOLVE, RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS, RUN_PROGRAM, SIMPLE_INSTANCE, TLS_CLOSE,
+    TLS_OPEN, TLS_RESOLVE, WRITE_BUFFERS,
 };
 use farlink_wire::msg::{
     ActionPair, FiniArray, LookupName, MainCall, RunInitializers, SymbolDef, TlsName, TlsPlace, TlsTemplate,
@@ -18,6 +19,7 @@ use farlink_wire::msg::{
 };
 use farlink_wire::sps::SpsError;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Why an executor has no thread-local variables for linked code.
@@ -30,13 +32,15 @@ pub(crate) struct Runtime {
     executor: Executor,
     /// Handle of the executor's process among its libraries, once asked for.
     process: Mutex<Option<ExecutorAddr>>,
+    /// How many shared libraries have been opened.
+    opened: AtomicU64,
     /// What an executor that is not ours lacks, once it is needed.
     support: Mutex<Option<Arc<Support>>>,
 }
 
 impl Runtime {
     pub(crate) fn new(executor: Executor) -> Self {
-        Self { executor, process: Mutex::new(None), support: Mutex::new(None) }
+        Self { executor, process: Mutex::new(None), opened: AtomicU64::new(0), support: Mutex::new(None) }
     }
 
     /// Returns how often each function of the executor has been called.
@@ -58,11 +62,18 @@ impl Runtime {
         Ok(self.executor.bind(WRITE_BUFFERS)?.call(&(vec![(addr, bytes.to_vec().into())],)).wait()?)
     }
 
+    /// Returns how many shared libraries have been opened.
+    pub(crate) fn opened(&self) -> u64 {
+        self.opened.load(Ordering::Acquire)
+    }
+
     /// Opens a shared library in the executor. An empty path is the process itself.
     pub(crate) fn open_library(&self, path: &str) -> Result<ExecutorAddr, Error> {
         let instance = self.executor.object(DYLIB_INSTANCE)?;
-        let open = self.executor.bind(DYLIB_OPEN)?;
-        answer("open the shared library", open.call(&(instance, path.to_owned(), 0)).wait()?)
+        let open = self.executor.bind(DYLIB_OPEN)?.call(&(instance, path.to_owned(), 0)).wait();
+        // Also if it failed: some of what it needs may be there.
+        self.opened.fetch_add(1, Ordering::Release);
+        answer("open the shared library", open?)
     }
 
     /// As [`Self::open_library`], so that code can count on the distance of these thread-local variables from the thread
@@ -72,8 +83,9 @@ impl Runtime {
             return self.open_library(path);
         }
         let instance = self.executor.object(DYLIB_INSTANCE)?;
-        let open = self.executor.bind(DYLIB_OPEN_STATIC)?;
-        answer("open the shared library", open.call(&(instance, path.to_owned(), names)).wait()?)
+        let open = self.executor.bind(DYLIB_OPEN_STATIC)?.call(&(instance, path.to_owned(), names)).wait();
+        self.opened.fetch_add(1, Ordering::Release);
+        answer("open the shared library", open?)
     }
 
     fn process_handle(&self) -> Result<ExecutorAddr, Error> {
@@ -97,11 +109,13 @@ impl Runtime {
             return Ok(Vec::new());
         }
         let mut handles = libraries.to_vec();
-        handles.push(self.process_handle()?);
         let found = if self.executor.offers(RESOLVE) {
+            // The process.
+            handles.push(ExecutorAddr::NULL);
             let call = self.executor.bind(RESOLVE)?.call(&(handles, names.to_vec()));
             answer("resolve symbols", call.wait()?)?
         } else {
+            handles.push(self.process_handle()?);
             self.resolve_one_by_one(&handles, names)?
         };
         if found.len() != names.len() {
@@ -283,6 +297,16 @@ impl Runtime {
     pub(crate) fn can_run_programs(&self) -> bool {
         self.executor.offers(RUN_PROGRAM)
     }
+}
+
+/// Returns the actions that tell an executor's unwinder of the directories of reservations, if it knows such.
+pub(crate) fn directory_actions(executor: &Executor) -> Option<DirectoryActions> {
+    let register = executor.bind(REGISTER_UNWIND_DIRECTORY).ok()?.addr();
+    let deregister = executor.bind(DEREGISTER_UNWIND_DIRECTORY).ok()?.addr();
+    Some(Arc::new(move |code, table, indexes| ActionPair {
+        finalize: Some(WrapperFunctionCall::new(register, &(code, table, indexes))),
+        dealloc: Some(WrapperFunctionCall::new(deregister, &(table,))),
+    }))
 }
 
 /// Has the executor place what it reserves from now on below `limit`.

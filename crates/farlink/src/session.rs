@@ -221,7 +221,8 @@ impl SessionBuilder {
 
     fn with_mapper(self, executor: Executor, mapper: Arc<dyn MemoryMapper>, connection: Connection) -> Session {
         let most = if self.low_memory { DEFAULT_RESERVATION_BYTES / 2 } else { u64::MAX };
-        let memory = MemoryManager::new(mapper, self.reservation_bytes.min(most));
+        let directories = crate::runtime::directory_actions(&executor);
+        let memory = MemoryManager::with_directories(mapper, self.reservation_bytes.min(most), directories);
         Session::new(SessionInner {
             connection,
             memory,
@@ -291,6 +292,16 @@ impl SessionInner {
             Connection::Process(process) => process.ended_soon(),
             _ => None,
         }
+    }
+
+    /// Fails if the executor has gone: what needs no call of it is not done without it either.
+    pub(crate) fn check_connected(&self) -> Result<(), Error> {
+        let endpoint = match &self.connection {
+            Connection::Process(process) => process.endpoint(),
+            Connection::Endpoint(endpoint) => endpoint,
+            Connection::InProcess | Connection::None => return Ok(()),
+        };
+        endpoint.disconnected().map_or(Ok(()), |reason| Err(farlink_rpc::CallError::Disconnected(reason).into()))
     }
 
     /// Says of an error that the executor's end caused how the executor ended.

@@ -1,6 +1,8 @@
 //! What a library holds: its objects, each declared, being linked, linked or removed, and its archives.
 
 use crate::library::ObjectId;
+use crate::names::NameId;
+use crate::resolved::Resolved;
 use crate::table::{Definition, Strength, SymbolTable};
 use crate::{Error, PhaseTimes};
 use farlink_addr::ExecutorAddr;
@@ -13,22 +15,30 @@ use std::sync::Arc;
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) table: SymbolTable,
-    /// Indexed by [`ObjectId`], which is never used again.
+    /// Indexed by [`ObjectId`].
     pub(crate) objects: Vec<ObjectSlot>,
+    /// Slots of objects that have been removed.
+    free: Vec<ObjectId>,
+    /// How many objects have been declared.
+    declared: u64,
     pub(crate) archives: Vec<LibraryArchive>,
     /// Handles of the shared libraries, in the order in which they were added.
     pub(crate) shared: Vec<ExecutorAddr>,
+    /// What the executor has said of names that are defined elsewhere.
+    pub(crate) resolved: Resolved,
     pub(crate) times: PhaseTimes,
 }
 
 pub(crate) struct ObjectSlot {
-    pub(crate) name: String,
+    pub(crate) name: Box<str>,
+    /// The number of objects that were declared before this one: it tells the object from others that had this slot.
+    pub(crate) serial: u64,
     pub(crate) state: ObjectState,
-    /// The names it defines and the signatures of its COMDAT groups, to be forgotten with it.
-    pub(crate) defines: Vec<Arc<str>>,
-    pub(crate) comdats: Vec<Arc<str>>,
-    /// Objects that this one refers to, once it is being linked.
-    pub(crate) uses: BTreeSet<ObjectId>,
+    /// The names it defines, by which symbols, and the signatures of its COMDAT groups: to be forgotten with it.
+    pub(crate) defines: Box<[(NameId, SymbolId)]>,
+    pub(crate) comdats: Box<[NameId]>,
+    /// Objects that this one refers to, once it is being linked. Sorted.
+    pub(crate) uses: Box<[ObjectId]>,
     /// Objects that refer to this one.
     pub(crate) users: BTreeSet<ObjectId>,
 }
@@ -48,7 +58,7 @@ pub(crate) struct LinkedObject {
     /// Its memory; none if it has no bytes in the executor.
     pub(crate) memory: Option<FinalizedAlloc>,
     /// Memory that it has together with other objects. It goes with the last of them.
-    pub(crate) sets: Vec<Arc<FinalizedAlloc>>,
+    pub(crate) sets: Box<[Arc<FinalizedAlloc>]>,
     /// The graph with its addresses, where the session keeps it.
     pub(crate) graph: Option<Box<LinkGraph>>,
 }
@@ -73,33 +83,62 @@ impl State {
 
     /// Enters an object and its definitions.
     pub(crate) fn declare(&mut self, graph: LinkGraph) -> Result<ObjectId, Error> {
-        let id = ObjectId(u32::try_from(self.objects.len()).expect("fewer objects than fit in memory"));
-        let definitions: Vec<_> = graph.definitions().map(|symbol| (symbol, strength(&graph, symbol))).collect();
-        for &(symbol, strength) in &definitions {
-            let name = graph.symbol_name(symbol);
-            self.table.check(name, strength).map_err(|conflict| Error::DuplicateDefinition {
-                symbol: name.to_owned(),
-                first: conflict.first.map_or("a definition with an address".to_owned(), |object| {
-                    self.objects[object.0 as usize].name.clone()
-                }),
-                second: graph.name().to_owned(),
-            })?;
+        let next = ObjectId(u32::try_from(self.objects.len()).expect("fewer objects than fit in memory"));
+        let id = self.free.last().copied().unwrap_or(next);
+        let mut defines = Vec::new();
+        for symbol in graph.definitions() {
+            let (name, strength) = (graph.symbol_name(symbol), strength(&graph, symbol));
+            // An object may have two symbols of one name: versions of it.
+            if let Err(conflict) = self.table.check(name, strength)
+                && conflict.first != Some(id)
+            {
+                self.undefine(id, &defines);
+                return Err(Error::DuplicateDefinition {
+                    symbol: name.to_owned(),
+                    first: self.name_of(conflict.first),
+                    second: graph.name().to_owned(),
+                });
+            }
+            defines.push((self.table.add(name, Definition::by_object(id, symbol, strength)), symbol));
         }
-        let definitions = definitions.into_iter().map(|(symbol, strength)| {
-            let definition = Definition { object: Some(id), strength, value: None };
-            self.table.add(graph.symbol_name(symbol), definition)
-        });
-        let defines = definitions.collect();
         let comdats = graph.comdats().map(|comdat| self.table.add_comdat(graph.comdat_signature(comdat), id)).collect();
-        self.objects.push(ObjectSlot {
-            name: graph.name().to_owned(),
+        let slot = ObjectSlot {
+            name: graph.name().into(),
+            serial: self.declared,
             state: ObjectState::Declared { graph: Box::new(graph) },
-            defines,
+            defines: defines.into(),
             comdats,
-            uses: BTreeSet::new(),
+            uses: Box::default(),
             users: BTreeSet::new(),
-        });
+        };
+        self.declared += 1;
+        match self.free.pop() {
+            Some(id) => *self.object(id) = slot,
+            None => self.objects.push(slot),
+        }
         Ok(id)
+    }
+
+    /// Returns what messages call who defines something.
+    pub(crate) fn name_of(&self, object: Option<ObjectId>) -> String {
+        object.map_or("a definition with an address".to_owned(), |object| {
+            self.objects[object.0 as usize].name.clone().into_string()
+        })
+    }
+
+    /// Returns the objects that are there, in the order in which they were declared.
+    pub(crate) fn in_order(&self) -> Vec<ObjectId> {
+        let is_there = |slot: &ObjectSlot| !matches!(slot.state, ObjectState::Removed);
+        let slots = self.objects.iter().zip(0..).filter(|(slot, _)| is_there(slot));
+        let mut objects: Vec<_> = slots.map(|(slot, index)| (slot.serial, ObjectId(index))).collect();
+        objects.sort_unstable();
+        objects.into_iter().map(|(_, id)| id).collect()
+    }
+
+    fn undefine(&mut self, id: ObjectId, defines: &[(NameId, SymbolId)]) {
+        for &(name, symbol) in defines {
+            self.table.remove(name, id, symbol);
+        }
     }
 
     /// Returns the thread-local variables of others whose distance from the thread pointer declared objects want.
@@ -112,17 +151,28 @@ impl State {
         names.into_iter().map(str::to_owned).collect()
     }
 
-    /// Forgets what an object defined and what it refers to.
-    pub(crate) fn forget(&mut self, id: ObjectId) {
+    /// Removes an object that nothing refers to, with what it defined and what it refers to; gives what it was.
+    pub(crate) fn remove(&mut self, id: ObjectId) -> ObjectState {
         let slot = self.object(id);
+        let state = std::mem::replace(&mut slot.state, ObjectState::Removed);
         let (defines, comdats) = (std::mem::take(&mut slot.defines), std::mem::take(&mut slot.comdats));
-        for name in defines {
-            self.table.remove(&name, id);
-        }
+        self.undefine(id, &defines);
         for signature in comdats {
-            self.table.remove_comdat(&signature, id);
+            self.table.remove_comdat(signature, id);
         }
         self.forget_uses(id);
+        self.free.push(id);
+        state
+    }
+
+    /// Notes which objects `id` refers to.
+    pub(crate) fn set_uses(&mut self, id: ObjectId, mut uses: Vec<ObjectId>) {
+        uses.sort_unstable();
+        uses.dedup();
+        for &used in &uses {
+            self.object(used).users.insert(id);
+        }
+        self.object(id).uses = uses.into();
     }
 
     /// Forgets which objects `id` refers to.

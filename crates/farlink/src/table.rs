@@ -5,10 +5,9 @@
 //! has been linked counts from then on.
 
 use crate::library::ObjectId;
+use crate::names::{NameId, Names};
 use farlink_addr::ExecutorAddr;
-use farlink_graph::TlsAddress;
-use std::collections::HashMap;
-use std::sync::Arc;
+use farlink_graph::{SymbolId, TlsAddress};
 
 /// How much a definition counts. Of several, the greatest counts; of equals, the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,9 +44,47 @@ impl Value {
 pub(crate) struct Definition {
     /// The object that holds it; none for an absolute symbol.
     pub(crate) object: Option<ObjectId>,
+    /// The object's symbol.
+    pub(crate) symbol: SymbolId,
     pub(crate) strength: Strength,
-    /// Its value, once that is known.
-    pub(crate) value: Option<Value>,
+    value: Option<Stored>,
+}
+
+/// A value, small: few are thread-local.
+#[derive(Clone, Debug)]
+enum Stored {
+    Address(ExecutorAddr),
+    ThreadLocal(Box<TlsAddress>),
+}
+
+impl From<Value> for Stored {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Address(address) => Self::Address(address),
+            Value::ThreadLocal(tls) => Self::ThreadLocal(Box::new(tls)),
+        }
+    }
+}
+
+impl Definition {
+    /// A definition by a symbol of an object, which has no value yet.
+    pub(crate) fn by_object(object: ObjectId, symbol: SymbolId, strength: Strength) -> Self {
+        Self { object: Some(object), symbol, strength, value: None }
+    }
+
+    /// A definition that nothing but its address is known of.
+    pub(crate) fn absolute(address: ExecutorAddr) -> Self {
+        let value = Some(Stored::Address(address));
+        Self { object: None, symbol: SymbolId::from_index(0), strength: Strength::Strong, value }
+    }
+
+    /// Returns its value, once that is known.
+    pub(crate) fn value(&self) -> Option<Value> {
+        match self.value.as_ref()? {
+            Stored::Address(address) => Some(Value::Address(*address)),
+            Stored::ThreadLocal(tls) => Some(Value::ThreadLocal(**tls)),
+        }
+    }
 }
 
 /// Two definitions of one name that cannot be in one library: the objects, where there are any.
@@ -58,15 +95,23 @@ pub(crate) struct Conflict {
 
 #[derive(Default)]
 pub(crate) struct SymbolTable {
-    definitions: HashMap<Arc<str>, Vec<Definition>>,
+    definitions: Names<Definition>,
     /// The objects that hold a COMDAT group, by its signature. The first one's group counts.
-    comdats: HashMap<Arc<str>, Vec<ObjectId>>,
+    comdats: Names<ObjectId>,
 }
 
 impl SymbolTable {
-    /// Returns the definition that counts.
+    /// Returns the definition of `name` that counts.
     pub(crate) fn winner(&self, name: &str) -> Option<&Definition> {
-        let definitions = self.definitions.get(name)?;
+        self.winner_of(self.definitions.find(name)?)
+    }
+
+    /// As [`Self::winner`].
+    pub(crate) fn winner_of(&self, name: NameId) -> Option<&Definition> {
+        let definitions = self.definitions.values(name);
+        if let [only] = definitions {
+            return Some(only);
+        }
         let linked = definitions.iter().find(|definition| definition.value.is_some());
         // `max_by_key` gives the last of equals, so the search runs backwards.
         linked.or_else(|| definitions.iter().rev().max_by_key(|definition| definition.strength))
@@ -81,68 +126,49 @@ impl SymbolTable {
         conflict.map_or(Ok(()), |winner| Err(Conflict { first: winner.object }))
     }
 
-    /// Adds a definition that [`Self::check`] has accepted. Gives the name as it is kept.
-    pub(crate) fn add(&mut self, name: &str, definition: Definition) -> Arc<str> {
-        add_to(&mut self.definitions, name, definition)
+    /// Adds a definition that [`Self::check`] has accepted. Gives the id of its name, for as long as it is there.
+    pub(crate) fn add(&mut self, name: &str, definition: Definition) -> NameId {
+        self.definitions.add(name, definition)
     }
 
-    /// Sets the value of `object`'s definition of `name`.
-    pub(crate) fn publish(&mut self, name: &str, object: ObjectId, value: Value) {
-        let definitions = self.definitions.get_mut(name).into_iter().flatten();
-        for definition in definitions.filter(|definition| definition.object == Some(object)) {
-            definition.value = Some(value);
+    /// Sets the value of the definition of `name` by a symbol of `object`.
+    pub(crate) fn publish(&mut self, name: NameId, object: ObjectId, symbol: SymbolId, value: Value) {
+        let mut definitions = self.definitions.values_mut(name).iter_mut();
+        let mine = |definition: &&mut Definition| (definition.object, definition.symbol) == (Some(object), symbol);
+        if let Some(definition) = definitions.find(mine) {
+            definition.value = Some(value.into());
         }
     }
 
-    /// Forgets `object`'s definition of `name`.
-    pub(crate) fn remove(&mut self, name: &str, object: ObjectId) {
-        if let Some(definitions) = self.definitions.get_mut(name) {
-            definitions.retain(|definition| definition.object != Some(object));
-            if definitions.is_empty() {
-                self.definitions.remove(name);
-            }
-        }
+    /// Forgets the definition of `name` by a symbol of `object`.
+    pub(crate) fn remove(&mut self, name: NameId, object: ObjectId, symbol: SymbolId) {
+        self.definitions.remove(name, |definition| (definition.object, definition.symbol) == (Some(object), symbol));
     }
 
-    /// Adds a COMDAT group. Gives the signature as it is kept.
-    pub(crate) fn add_comdat(&mut self, signature: &str, object: ObjectId) -> Arc<str> {
-        add_to(&mut self.comdats, signature, object)
+    /// Adds a COMDAT group. Gives the id of its signature, for as long as it is there.
+    pub(crate) fn add_comdat(&mut self, signature: &str, object: ObjectId) -> NameId {
+        self.comdats.add(signature, object)
     }
 
     /// Returns whether `object`'s group of that signature is the one that counts.
-    pub(crate) fn owns_comdat(&self, signature: &str, object: ObjectId) -> bool {
-        self.comdats.get(signature).and_then(|objects| objects.first()) == Some(&object)
+    pub(crate) fn owns_comdat(&self, signature: NameId, object: ObjectId) -> bool {
+        self.comdats.values(signature).first() == Some(&object)
     }
 
-    pub(crate) fn remove_comdat(&mut self, signature: &str, object: ObjectId) {
-        if let Some(objects) = self.comdats.get_mut(signature) {
-            objects.retain(|&other| other != object);
-            if objects.is_empty() {
-                self.comdats.remove(signature);
-            }
-        }
+    pub(crate) fn remove_comdat(&mut self, signature: NameId, object: ObjectId) {
+        self.comdats.remove(signature, |&other| other == object);
     }
-}
-
-/// Appends `value` to what `name` has. The name is allocated once, however many have it.
-fn add_to<T>(map: &mut HashMap<Arc<str>, Vec<T>>, name: &str, value: T) -> Arc<str> {
-    if let Some((known, _)) = map.get_key_value(name) {
-        let known = Arc::clone(known);
-        map.entry(Arc::clone(&known)).or_default().push(value);
-        return known;
-    }
-    let name: Arc<str> = name.into();
-    map.insert(Arc::clone(&name), vec![value]);
-    name
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const SYMBOL: SymbolId = SymbolId::from_index(1);
+
     fn define(table: &mut SymbolTable, object: u32, strength: Strength) -> Result<(), Conflict> {
         table.check("f", strength)?;
-        table.add("f", Definition { object: Some(ObjectId(object)), strength, value: None });
+        table.add("f", Definition::by_object(ObjectId(object), SYMBOL, strength));
         Ok(())
     }
 
@@ -171,7 +197,8 @@ mod tests {
     fn a_linked_definition_is_final() {
         let mut table = SymbolTable::default();
         define(&mut table, 0, Strength::Weak).unwrap();
-        table.publish("f", ObjectId(0), Value::Address(ExecutorAddr::new(0x1000)));
+        let name = table.definitions.find("f").unwrap();
+        table.publish(name, ObjectId(0), SYMBOL, Value::Address(ExecutorAddr::new(0x1000)));
         define(&mut table, 1, Strength::Common(8)).unwrap();
         assert_eq!(winner(&table), 0);
         assert!(define(&mut table, 2, Strength::Strong).is_err());
@@ -183,14 +210,15 @@ mod tests {
         let mut table = SymbolTable::default();
         define(&mut table, 0, Strength::Weak).unwrap();
         define(&mut table, 1, Strength::Strong).unwrap();
-        table.remove("f", ObjectId(1));
+        let name = table.definitions.find("f").unwrap();
+        table.remove(name, ObjectId(1), SYMBOL);
         assert_eq!(winner(&table), 0);
-        table.remove("f", ObjectId(0));
+        table.remove(name, ObjectId(0), SYMBOL);
         assert!(table.winner("f").is_none());
-        table.add_comdat("g", ObjectId(0));
-        table.add_comdat("g", ObjectId(1));
-        assert!(!table.owns_comdat("g", ObjectId(1)));
-        table.remove_comdat("g", ObjectId(0));
-        assert!(table.owns_comdat("g", ObjectId(1)));
+        let signature = table.add_comdat("g", ObjectId(0));
+        assert_eq!(table.add_comdat("g", ObjectId(1)), signature);
+        assert!(!table.owns_comdat(signature, ObjectId(1)));
+        table.remove_comdat(signature, ObjectId(0));
+        assert!(table.owns_comdat(signature, ObjectId(1)));
     }
 }

@@ -88,7 +88,7 @@ pub(crate) fn of_shared_libraries(
     };
     let names: Vec<TlsName> = wanted
         .iter()
-        .map(|(&position, &is_static)| TlsName { name: claim.asked[position].clone(), is_static })
+        .map(|(&position, &is_static)| TlsName { name: claim.asked[position].0.clone(), is_static })
         .collect();
     let places = runtime.resolve_tls(&names)?;
     let address = |place: TlsPlace| TlsAddress {
