@@ -1,0 +1,75 @@
+//! Workload W4: calls of a linked function, one after another, and each after a pause.
+
+use crate::observe::{Counters, check, since};
+use crate::report::Report;
+use crate::subject::{call, session};
+use crate::{Args, Config, Result};
+use farlink::addr::ExecutorAddr;
+use farlink::{Library, Session};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// How long the executor has nothing to do before each call.
+const PAUSE: Duration = Duration::from_millis(1);
+
+fn with_function(args: &Args) -> Result<(Session, Library, ExecutorAddr)> {
+    let session = session(args)?;
+    let library = session.create_library("main");
+    library.add_object("wrapper.o", args.read("wrapper.o")?)?;
+    let address = library.lookup("idfn")?;
+    Ok((session, library, address))
+}
+
+fn timed_call(library: &Library, round: usize) -> Result<f64> {
+    let arg = (round % 4) as u16;
+    let start = Instant::now();
+    let result = call(library, "idfn", arg)?;
+    let time = since(start);
+    check("idfn", &result, &(i32::from(arg) + 1))?;
+    Ok(time)
+}
+
+/// Calls without a pause: both sides are awake.
+pub(crate) fn awake(args: &Args, report: &Report) -> Result<()> {
+    let (session, library, address) = with_function(args)?;
+    let count = args.n(5000);
+    for round in 0..count / 10 {
+        timed_call(&library, round)?;
+    }
+    let counters = Counters::now(&session)?;
+    let times = (0..count).map(|round| timed_call(&library, round)).collect::<Result<Vec<_>>>()?;
+    Counters::now(&session)?.report_since(&counters, report, "W4", "call", count);
+    report.times("W4", "runAsIntFunction", &times);
+    if args.config == Config::Inproc {
+        report.times("W4", "direct_call", &direct(address)?);
+    }
+    Ok(())
+}
+
+/// Calls after pauses: the executor sleeps, and the kernel has to wake it.
+pub(crate) fn asleep(args: &Args, report: &Report) -> Result<()> {
+    let (_session, library, _) = with_function(args)?;
+    let paused = |round| {
+        std::thread::sleep(PAUSE);
+        timed_call(&library, round)
+    };
+    let times = (0..args.n(500)).map(paused).collect::<Result<Vec<_>>>()?;
+    report.times("W4", "call_asleep", &times);
+    Ok(())
+}
+
+/// Calls a linked function of this process directly: what is left is the function.
+#[allow(unsafe_code)]
+fn direct(address: ExecutorAddr) -> Result<Vec<f64>> {
+    // SAFETY: the address is that of `idfn` in wrapper.o, linked into this process, which takes and gives an `int`; the
+    // library that it is in lives until the caller returns.
+    let function: extern "C" fn(i32) -> i32 = unsafe { std::mem::transmute(address.as_u64() as usize) };
+    let round = |_| {
+        let start = Instant::now();
+        let result = (0..1000).fold(0, |value, _| black_box(function)(value));
+        let time = since(start) / 1000.0;
+        check("idfn", &result, &1000)?;
+        Ok(time)
+    };
+    (0..1000).map(round).collect()
+}
