@@ -6,7 +6,7 @@
 //!
 //! - `services::memory`: reserved ranges and what is finalized in them, shared and private
 //! - `services::dylib`: shared libraries and their symbols
-//! - `services::calls`: `main`, other functions, whole programs
+//! - `services::calls`: `main`, whole programs; `services::native`: functions of any arguments, and calls back
 //! - `services::lifecycle`: initializers, and what objects leave for their end
 //! - `services::unwind_index`, and `services::unwind` for controllers that are not farlink's: unwind information
 //! - `services::tls`, `services::thread_exit`: thread-local variables, and what is done at the end of a thread
@@ -27,6 +27,8 @@ mod local;
 mod main_thread;
 #[allow(unsafe_code)]
 mod module;
+#[allow(unsafe_code)]
+mod native;
 mod registry;
 mod server;
 #[allow(unsafe_code)]
@@ -38,6 +40,7 @@ mod wrap;
 
 pub use args::main_with_args;
 pub use environment::{OLD_TUNABLES, TUNABLES};
-pub use local::local;
+pub use local::{local, local_with};
+pub use native::call_native;
 pub use server::run;
 pub use signals::restore_default_signals;

@@ -4,7 +4,7 @@ use crate::registry::Registered;
 use crate::server::announcement;
 use farlink_addr::ExecutorAddr;
 use farlink_mem::wrapper::call_wrapper;
-use farlink_rpc::{CallError, Caller, Executor, Pending};
+use farlink_rpc::{CallError, Caller, Executor, Handler, Pending};
 use std::sync::Arc;
 
 /// Returns an executor that is this process. Functions are called directly, on the calling thread.
@@ -12,7 +12,16 @@ use std::sync::Arc;
 /// What it holds of memory is torn down when its last clone is dropped.
 #[must_use]
 pub fn local() -> Executor {
-    let registered = Registered::local();
+    local_executor(Registered::local(None))
+}
+
+/// As [`local`], for a controller with functions that linked code calls.
+#[must_use]
+pub fn local_with(handler: Arc<dyn Handler>) -> Executor {
+    local_executor(Registered::local(Some(handler)))
+}
+
+fn local_executor(registered: Registered) -> Executor {
     let info = announcement(registered.token, false);
     let caller = Arc::new(DirectCaller(registered));
     Executor::new(info, caller).expect("the page size of this process is one")

@@ -5,7 +5,7 @@
 
 use farlink_addr::ExecutorAddr;
 use farlink_mem::MemoryService;
-use farlink_rpc::Endpoint;
+use farlink_rpc::{CallError, Endpoint, Handler};
 use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +22,8 @@ pub(crate) struct Session {
     pub(crate) is_farlink: bool,
     /// The connection to the controller, set as soon as there is one; none for a controller in this process.
     endpoint: Option<OnceLock<Endpoint>>,
+    /// The functions of a controller in this process, if it has any.
+    handler: Option<Arc<dyn Handler>>,
 }
 
 impl Session {
@@ -36,6 +38,22 @@ impl Session {
     pub(crate) fn endpoint(&self) -> Result<&Endpoint, String> {
         let slot = self.endpoint.as_ref().ok_or("the controller is in this process and has no connection")?;
         Ok(slot.wait())
+    }
+
+    /// Calls a function of the controller; gives its encoded result. Does not return if the connection ends, which ends the
+    /// process.
+    pub(crate) fn call_controller(&self, tag: ExecutorAddr, args: Vec<u8>) -> Result<Vec<u8>, String> {
+        if let Some(handler) = &self.handler {
+            return handler.call(tag, args);
+        }
+        match self.endpoint()?.call(tag, args).wait() {
+            Ok(result) => Ok(result),
+            Err(CallError::Disconnected(_)) => loop {
+                std::thread::park();
+            },
+            Err(CallError::OutOfBand(text)) => Err(text),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// Returns the numbers of the descriptors of the connection to the controller, if there is one.
@@ -72,8 +90,8 @@ pub(crate) struct Registered {
 
 impl Registered {
     /// Registers a session whose controller is in this process.
-    pub(crate) fn local() -> Self {
-        Self::new(Session { is_farlink: true, ..Session::default() })
+    pub(crate) fn local(handler: Option<Arc<dyn Handler>>) -> Self {
+        Self::new(Session { is_farlink: true, handler, ..Session::default() })
     }
 
     /// Registers a session that is about to get a connection.

@@ -1,7 +1,7 @@
 //! Memory that this process and linked code both use, without copies and without calls.
 
-use crate::Error;
 use crate::session::Session;
+use crate::{Error, ExecutorPtr};
 use bytemuck::Pod;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use std::marker::PhantomData;
@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 /// An array in memory that the controller and the executor both read and write, for arguments and results that are not to
 /// be copied. Zero at first.
 ///
-/// Linked code gets [`Self::executor_addr`]. It may write at any time, so there are only accessors that copy, and never a
+/// Linked code gets [`Self::executor_ptr`]. It may write at any time, so there are only accessors that copy, and never a
 /// reference. Aligned values of up to 8 bytes are read and written whole; for anything larger, and for the order of
 /// accesses to different values, both sides have to agree, for example by calls. Children that linked code forks share
 /// it. Dropping it frees it: linked code must not use it any more.
@@ -95,6 +95,12 @@ impl<T: Pod> SharedBuffer<T> {
     #[must_use]
     pub fn executor_addr(&self) -> ExecutorAddr {
         self.buffer.range().start()
+    }
+
+    /// Returns the pointer to the first element, as linked code gets it.
+    #[must_use]
+    pub fn executor_ptr(&self) -> ExecutorPtr<T> {
+        ExecutorPtr::new(self.executor_addr())
     }
 
     /// Reads the element at `index`.

@@ -94,6 +94,20 @@ pub enum Error {
         /// The object.
         object: String,
     },
+    /// A call did not return in time. It goes on in the executor.
+    #[error("{function} did not return within {timeout:?}")]
+    TimedOut {
+        /// The function.
+        function: String,
+        /// How long it was waited for.
+        timeout: std::time::Duration,
+    },
+    /// A closure that linked code called panicked, and the executor has ended.
+    #[error("{text}; the executor has ended")]
+    CallbackPanicked {
+        /// Which closure, and what it said.
+        text: String,
+    },
     /// A session without an executor cannot run anything.
     #[error("this session only links; it has no executor to run code in")]
     NoExecution,

@@ -13,14 +13,20 @@
 
 #![deny(unsafe_code)]
 
+#[doc(hidden)]
+pub mod abi;
 mod batch;
 mod buffer;
+mod callback;
 mod claim;
 mod error;
+#[allow(unsafe_code)]
+mod function;
 mod image;
 mod library;
 mod names;
 mod place;
+mod pointer;
 mod process;
 mod resolve;
 mod resolved;
@@ -32,11 +38,15 @@ mod support;
 mod table;
 mod thread_local;
 
+pub use abi::{CField, CResult, CType, CValue};
 pub use batch::PhaseTimes;
 pub use buffer::SharedBuffer;
+pub use callback::CallbackFunction;
 pub use error::{Error, UndefinedSymbol, signal_name};
+pub use function::{Callback, Function, Signature};
 pub use image::{Image, ImageSegment};
 pub use library::{Library, Object};
+pub use pointer::ExecutorPtr;
 pub use session::{DEFAULT_RESERVATION_BYTES, Memory, Session, SessionBuilder};
 pub use stats::SessionStats;
 

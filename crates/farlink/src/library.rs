@@ -4,7 +4,7 @@
 //! lookup needs it; then everything that the lookup needs is linked as one batch (see [`crate::batch`]).
 
 use crate::batch::{self, Batch};
-use crate::session::SessionInner;
+use crate::session::{Session, SessionInner};
 use crate::state::{LibraryArchive, ObjectState, State};
 use crate::table::{Definition, Strength};
 use crate::{Error, PhaseTimes};
@@ -13,6 +13,7 @@ use farlink_elf::{Archive, InputKind};
 use farlink_graph::{Bytes, LinkGraph};
 use farlink_wire::msg::MainCall;
 use farlink_wire::sps::Blob;
+use std::any::Any;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -53,6 +54,8 @@ pub(crate) struct LibraryInner {
     drops_unused: AtomicBool,
     /// Signalled when an object that was being linked is not any more.
     settled: Condvar,
+    /// What goes with the library, after its objects.
+    kept: Mutex<Vec<Box<dyn Any + Send + Sync>>>,
 }
 
 impl LibraryInner {
@@ -82,7 +85,19 @@ impl LibraryInner {
 impl Library {
     pub(crate) fn new(name: &str, session: Arc<SessionInner>) -> Self {
         let (state, drops_unused, settled) = (Mutex::default(), AtomicBool::new(false), Condvar::new());
-        Self { inner: Arc::new(LibraryInner { name: name.to_owned(), session, state, drops_unused, settled }) }
+        let kept = Mutex::default();
+        Self { inner: Arc::new(LibraryInner { name: name.to_owned(), session, state, drops_unused, settled, kept }) }
+    }
+
+    /// Returns the session that the library is in.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        Session::from_inner(Arc::clone(&self.inner.session))
+    }
+
+    /// Keeps something for as long as the library is there.
+    pub(crate) fn keep(&self, thing: Box<dyn Any + Send + Sync>) {
+        self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner).push(thing);
     }
 
     /// Returns the library's name.

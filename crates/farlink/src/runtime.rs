@@ -43,6 +43,10 @@ impl Runtime {
         Self { executor, process: Mutex::new(None), opened: AtomicU64::new(0), support: Mutex::new(None) }
     }
 
+    pub(crate) fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
     /// Returns how often each function of the executor has been called.
     pub(crate) fn calls(&self) -> BTreeMap<&'static str, u64> {
         self.executor.calls()

@@ -1,12 +1,13 @@
 //! A session: an executor, its memory, and the libraries linked into it.
 
+use crate::callback::Callbacks;
 use crate::image::{Image, ImageMapper};
 use crate::process::{Process, Program};
 use crate::runtime::Runtime;
 use crate::{Error, Library};
 use farlink_addr::{ExecutorAddr, PageSize};
 use farlink_mem::{InProcessMapper, MemoryManager, MemoryMapper, MemoryStats, RemoteMapper, SharedMemoryMapper};
-use farlink_rpc::{Endpoint, Executor, Handler, Options, Transport, connect, prove_secret};
+use farlink_rpc::{Endpoint, Executor, Options, Transport, connect, prove_secret};
 use farlink_wire::setup::ExecutorInfo;
 use std::ffi::OsString;
 use std::net::TcpStream;
@@ -15,6 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How linked code reaches the executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -44,6 +46,7 @@ pub struct SessionBuilder {
     low_memory: bool,
     memory: Memory,
     reservation_bytes: u64,
+    call_timeout: Option<Duration>,
     options: Options,
 }
 
@@ -57,6 +60,7 @@ impl Default for SessionBuilder {
             low_memory: false,
             memory: Memory::default(),
             reservation_bytes: DEFAULT_RESERVATION_BYTES,
+            call_timeout: None,
             options,
         }
     }
@@ -104,6 +108,14 @@ impl SessionBuilder {
         self
     }
 
+    /// Sets how long calls of functions wait for a result, where [`Function::with_timeout`](crate::Function::with_timeout)
+    /// sets nothing else. Without this, as long as it takes.
+    #[must_use]
+    pub fn call_timeout(mut self, timeout: Duration) -> Self {
+        self.call_timeout = Some(timeout);
+        self
+    }
+
     /// Starts an executor in a process of its own, with this process's standard streams and environment.
     ///
     /// # Errors
@@ -112,8 +124,9 @@ impl SessionBuilder {
     pub fn spawn(self) -> Result<Session, Error> {
         let mut program = self.program.clone().map_or_else(Program::find, Ok)?;
         program.static_tls_bytes = self.static_tls_bytes;
-        let started = Process::start(&program, Arc::new(NoCallbacks), self.options.clone())?;
-        self.with_process(started, &program.path.display().to_string())
+        let callbacks = Arc::<Callbacks>::default();
+        let started = Process::start(&program, callbacks.clone(), self.options.clone())?;
+        self.with_process(started, callbacks, &program.path.display().to_string())
     }
 
     /// Runs a shell command that is an executor on its standard streams: `ssh HOST farlink-executor --stdio`, for example.
@@ -123,15 +136,21 @@ impl SessionBuilder {
     ///
     /// Fails if the command cannot be started, or does not introduce itself as an executor.
     pub fn spawn_command(self, command: &str) -> Result<Session, Error> {
-        let started = Process::start_command(command, Arc::new(NoCallbacks), self.options.clone())?;
-        self.with_process(started, command)
+        let callbacks = Arc::<Callbacks>::default();
+        let started = Process::start_command(command, callbacks.clone(), self.options.clone())?;
+        self.with_process(started, callbacks, command)
     }
 
-    fn with_process(self, (process, info): (Process, ExecutorInfo), name: &str) -> Result<Session, Error> {
+    fn with_process(
+        self,
+        (process, info): (Process, ExecutorInfo),
+        callbacks: Arc<Callbacks>,
+        name: &str,
+    ) -> Result<Session, Error> {
         let endpoint = process.endpoint().clone();
         let setup_error = |error| Error::Setup { executor: name.to_owned(), error, how: None };
         let executor = Executor::new(info, Arc::new(endpoint)).map_err(setup_error)?;
-        self.session(executor, Connection::Process(process))
+        self.session(executor, Connection::Process(process), callbacks)
     }
 
     /// Talks to an executor that listens on a Unix socket (`farlink-executor --unix PATH`).
@@ -168,9 +187,10 @@ impl SessionBuilder {
     /// Fails if what is at the other end does not introduce itself as an executor.
     pub fn connect(self, transport: Transport) -> Result<Session, Error> {
         let setup_error = |error| Error::Setup { executor: "the executor connected to".to_owned(), error, how: None };
-        let (endpoint, info) = connect(transport, Arc::new(NoCallbacks), self.options.clone()).map_err(setup_error)?;
+        let callbacks = Arc::<Callbacks>::default();
+        let (endpoint, info) = connect(transport, callbacks.clone(), self.options.clone()).map_err(setup_error)?;
         let executor = Executor::new(info, Arc::new(endpoint.clone())).map_err(setup_error)?;
-        self.session(executor, Connection::Endpoint(endpoint))
+        self.session(executor, Connection::Endpoint(endpoint), callbacks)
     }
 
     /// Runs linked code in this process.
@@ -179,12 +199,13 @@ impl SessionBuilder {
     ///
     /// Fails if this process cannot be an executor.
     pub fn in_process(self) -> Result<Session, Error> {
-        let executor = farlink_executor::local();
+        let callbacks = Arc::<Callbacks>::default();
+        let executor = farlink_executor::local_with(callbacks.clone());
         let mapper = Arc::new(InProcessMapper::new());
         if self.low_memory {
             mapper.place_below(LOW_LIMIT);
         }
-        Ok(self.with_mapper(executor, mapper, Connection::InProcess))
+        Ok(self.with_mapper(executor, mapper, Connection::InProcess, callbacks))
     }
 
     /// Links without an executor, from the address `base` upward: nothing runs, and the linked bytes can be had.
@@ -203,11 +224,19 @@ impl SessionBuilder {
         let image = Image::default();
         let mapper = Arc::new(ImageMapper::new(base, image.clone()));
         let memory = MemoryManager::new(mapper, self.reservation_bytes);
-        let (connection, runtime) = (Connection::None, None);
-        Ok((Session::new(SessionInner { connection, memory, runtime, keeps_graphs: true, undefined_zero }), image))
+        let session = Session::new(SessionInner {
+            connection: Connection::None,
+            memory,
+            runtime: None,
+            callbacks: Arc::default(),
+            call_timeout: None,
+            keeps_graphs: true,
+            undefined_zero,
+        });
+        Ok((session, image))
     }
 
-    fn session(self, executor: Executor, connection: Connection) -> Result<Session, Error> {
+    fn session(self, executor: Executor, connection: Connection, callbacks: Arc<Callbacks>) -> Result<Session, Error> {
         if self.low_memory {
             crate::runtime::place_below(&executor, LOW_LIMIT)?;
         }
@@ -216,10 +245,16 @@ impl SessionBuilder {
             Memory::Posix => Arc::new(SharedMemoryMapper::posix(&executor)?),
             Memory::Remote => Arc::new(RemoteMapper::new(&executor)?),
         };
-        Ok(self.with_mapper(executor, mapper, connection))
+        Ok(self.with_mapper(executor, mapper, connection, callbacks))
     }
 
-    fn with_mapper(self, executor: Executor, mapper: Arc<dyn MemoryMapper>, connection: Connection) -> Session {
+    fn with_mapper(
+        self,
+        executor: Executor,
+        mapper: Arc<dyn MemoryMapper>,
+        connection: Connection,
+        callbacks: Arc<Callbacks>,
+    ) -> Session {
         let most = if self.low_memory { DEFAULT_RESERVATION_BYTES / 2 } else { u64::MAX };
         let directories = crate::runtime::directory_actions(&executor);
         let memory = MemoryManager::with_directories(mapper, self.reservation_bytes.min(most), directories);
@@ -227,6 +262,8 @@ impl SessionBuilder {
             connection,
             memory,
             runtime: Some(Runtime::new(executor)),
+            callbacks,
+            call_timeout: self.call_timeout,
             keeps_graphs: false,
             undefined_zero: false,
         })
@@ -235,15 +272,6 @@ impl SessionBuilder {
 
 fn connect_error(error: std::io::Error) -> Error {
     Error::Connect(Arc::new(error))
-}
-
-/// A controller without functions that linked code could call.
-struct NoCallbacks;
-
-impl Handler for NoCallbacks {
-    fn call(&self, function: ExecutorAddr, _args: Vec<u8>) -> Result<Vec<u8>, String> {
-        Err(format!("the controller has no function with the tag {function}"))
-    }
 }
 
 /// What ends with the session.
@@ -269,6 +297,10 @@ pub(crate) struct SessionInner {
     pub(crate) connection: Connection,
     pub(crate) memory: MemoryManager,
     pub(crate) runtime: Option<Runtime>,
+    /// What linked code calls here.
+    pub(crate) callbacks: Arc<Callbacks>,
+    /// How long calls of functions wait, unless something else is set.
+    pub(crate) call_timeout: Option<Duration>,
     /// Whether graphs are kept after they have been linked, to be shown.
     pub(crate) keeps_graphs: bool,
     /// Whether, without an executor, what is defined nowhere has the address 0.
@@ -311,9 +343,11 @@ impl SessionInner {
             Error::Memory(error) => error.is_disconnected(),
             _ => false,
         };
-        match gone.then(|| self.process_end()).flatten() {
-            Some(status) => Error::ExecutorEnded(crate::error::describe_status(status)),
-            None => error,
+        let status = gone.then(|| self.process_end()).flatten();
+        match (gone.then(|| self.callbacks.panic()).flatten(), status) {
+            (Some(text), _) => Error::CallbackPanicked { text },
+            (None, Some(status)) => Error::ExecutorEnded(crate::error::describe_status(status)),
+            (None, None) => error,
         }
     }
 }
@@ -330,6 +364,10 @@ pub struct Session {
 impl Session {
     pub(crate) fn new(inner: SessionInner) -> Self {
         Self { inner: Arc::new(inner) }
+    }
+
+    pub(crate) fn from_inner(inner: Arc<SessionInner>) -> Self {
+        Self { inner }
     }
 
     pub(crate) fn inner(&self) -> &SessionInner {
@@ -406,5 +444,16 @@ impl Session {
             Connection::Process(process) => Some(process.wait()),
             _ => None,
         }
+    }
+
+    /// Ends the executor at once, whatever it is doing: calls that are running fail. One that is no child of this process is
+    /// told to end, and does so within a moment. Linked code in this process cannot be ended; gives whether it could.
+    pub fn kill(&self) -> bool {
+        match &self.inner.connection {
+            Connection::Process(process) => process.signal(rustix::process::Signal::KILL),
+            Connection::Endpoint(endpoint) => endpoint.hang_up(Err("the controller has ended the session".to_owned())),
+            Connection::InProcess | Connection::None => return false,
+        }
+        true
     }
 }

@@ -124,6 +124,14 @@ pub struct Callee<Args, Ret> {
     types: PhantomData<fn(Args) -> Ret>,
 }
 
+// Not derived: the types need not be cloned.
+impl<Args, Ret> Clone for Callee<Args, Ret> {
+    fn clone(&self) -> Self {
+        let (caller, count) = (Arc::clone(&self.caller), Arc::clone(&self.count));
+        Self { name: self.name, addr: self.addr, caller, count, types: PhantomData }
+    }
+}
+
 impl<Args: Encode, Ret: for<'a> Decode<'a> + Send + 'static> Callee<Args, Ret> {
     /// Calls the function.
     pub fn call(&self, args: &Args) -> Pending<Result<Ret, CallError>> {

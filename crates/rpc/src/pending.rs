@@ -7,6 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 /// A value that is there already or will be.
 ///
@@ -22,6 +23,8 @@ enum State<T> {
 /// Where a pending value comes from.
 trait Source<T>: Send {
     fn wait(self: Box<Self>) -> T;
+    /// Gives nothing at the deadline.
+    fn wait_until(self: Box<Self>, deadline: Instant) -> Option<T>;
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<T>;
 }
 
@@ -46,8 +49,25 @@ impl<T: Send + 'static> Pending<T> {
     /// Panics if it has been awaited to its end before.
     pub fn wait(self) -> T {
         match self.0 {
-            State::Ready(value) => value.expect("a pending value is taken once"),
+            State::Ready(value) => value.expect(TAKEN_ONCE),
             State::Waiting(source) => source.wait(),
+        }
+    }
+
+    /// Blocks until the value is there, for at most `timeout`. After that the result is abandoned, not the operation.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::wait`].
+    pub fn wait_timeout(self, timeout: Duration) -> Option<T> {
+        let Some(deadline) = Instant::now().checked_add(timeout) else { return Some(self.wait()) };
+        self.wait_until(deadline)
+    }
+
+    fn wait_until(self, deadline: Instant) -> Option<T> {
+        match self.0 {
+            State::Ready(value) => Some(value.expect(TAKEN_ONCE)),
+            State::Waiting(source) => source.wait_until(deadline),
         }
     }
 
@@ -133,15 +153,30 @@ impl<T> Slot<T> {
     }
 }
 
-impl<T: Send> Source<T> for Arc<Slot<T>> {
-    fn wait(self: Box<Self>) -> T {
-        let state = self.lock();
-        let empty = |state: &mut SlotState<T>| matches!(state, SlotState::Empty(_));
-        let mut state = self.filled.wait_while(state, empty).unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *state, SlotState::Taken) {
-            SlotState::Full(value) => value,
+impl<T> SlotState<T> {
+    fn is_empty(&mut self) -> bool {
+        matches!(self, Self::Empty(_))
+    }
+
+    fn take(&mut self) -> T {
+        match std::mem::replace(self, Self::Taken) {
+            Self::Full(value) => value,
             _ => unreachable!("a slot that is not empty is taken by its only owner"),
         }
+    }
+}
+
+impl<T: Send> Source<T> for Arc<Slot<T>> {
+    fn wait(self: Box<Self>) -> T {
+        let waited = self.filled.wait_while(self.lock(), SlotState::is_empty);
+        waited.unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn wait_until(self: Box<Self>, deadline: Instant) -> Option<T> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waited = self.filled.wait_timeout_while(self.lock(), left, SlotState::is_empty);
+        let (mut state, timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
+        (!timed_out.timed_out()).then(|| state.take())
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<T> {
@@ -173,6 +208,11 @@ impl<T: Send + 'static, U, F: FnOnce(T) -> U + Send> Source<U> for Mapped<T, F> 
         f(self.inner.take().expect(TAKEN_ONCE).wait())
     }
 
+    fn wait_until(mut self: Box<Self>, deadline: Instant) -> Option<U> {
+        let f = self.f.take().expect(TAKEN_ONCE);
+        self.inner.take().expect(TAKEN_ONCE).wait_until(deadline).map(f)
+    }
+
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<U> {
         let inner = self.inner.as_mut().expect(TAKEN_ONCE);
         Pin::new(inner).poll(context).map(|value| self.f.take().expect(TAKEN_ONCE)(value))
@@ -196,6 +236,18 @@ impl<T: Send + 'static, E: Send + 'static> Source<Result<Vec<T>, E>> for All<T, 
             }
         }
         failed.map_or(Ok(all.done), Err)
+    }
+
+    fn wait_until(self: Box<Self>, deadline: Instant) -> Option<Result<Vec<T>, E>> {
+        let mut all = *self;
+        let mut failed = None;
+        for operation in all.operations {
+            match operation.wait_until(deadline)? {
+                Ok(value) => all.done.push(value),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        Some(failed.map_or(Ok(all.done), Err))
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Vec<T>, E>> {
@@ -245,6 +297,20 @@ mod tests {
             assert_eq!(if awaited { block_on(pending) } else { pending.wait() }, 21);
             worker.join().unwrap();
         }
+    }
+
+    /// Waiting for a limited time gives a value that is there in time, through adaptors, and nothing after it.
+    #[test]
+    fn waiting_ends_at_the_deadline() {
+        let (completer, pending) = Pending::channel(|| 0);
+        let (other, late) = Pending::channel(|| 0);
+        completer.complete(20);
+        assert_eq!(pending.map(|value| value + 1).wait_timeout(Duration::MAX), Some(21));
+        assert_eq!(late.map(|value| value + 1).wait_timeout(Duration::from_millis(1)), None);
+        other.complete(20);
+        let (_completer, never) = Pending::channel(|| Err("abandoned"));
+        let both = Pending::all(vec![Pending::ready(Ok(1)), never]);
+        assert_eq!(both.wait_timeout(Duration::from_millis(1)), None::<Result<Vec<i32>, &str>>);
     }
 
     /// A completer that is dropped unused leaves the stand-in value, not a hang.

@@ -10,6 +10,7 @@ use crate::msg::{
     FinalizeRequest, LookupName, MainCall, MemoryUsage, RunInitializers, SharedFinalizeRequest, Stripe, SymbolDef,
     TlsName, TlsPlace, TlsTemplate,
 };
+use crate::native::{NativeCall, Returned};
 use crate::setup::ExecutorInfo;
 use crate::sps::{Blob, SpsError, from_bytes};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
@@ -174,6 +175,8 @@ functions! {
     RUN_AS_VOID_FUNCTION = "__llvm_orc_bootstrap_run_as_void_function_wrapper": ((ExecutorAddr,)) -> i32;
     /// (function, argument): calls an `int32_t f(int32_t)`.
     RUN_AS_INT_FUNCTION = "__llvm_orc_bootstrap_run_as_int_function_wrapper": ((ExecutorAddr, i32)) -> i32;
+    /// Calls a C function of any arguments; gives what it returned. Runs on a thread of its own, beside others.
+    CALL_NATIVE = "farlink.call": (NativeCall) -> Returned;
     /// Runs initializers, and records what is to be done at the end.
     RUN_INITIALIZERS = "farlink.run_initializers": (RunInitializers) -> SpsError;
     /// An action: runs what the object with this `__dso_handle` left for its end, if it has not run.
@@ -261,3 +264,9 @@ pub const DISPATCH_CONTEXT: &str = "__llvm_orc_SimpleRemoteEPC_dispatch_ctx";
 
 /// A C function of the executor through which linked code calls the controller.
 pub const DISPATCH_FN: &str = "__llvm_orc_SimpleRemoteEPC_dispatch_fn";
+
+/// Key of the code that stubs for functions of the controller jump to, with the address of their
+/// [`CallbackDescriptor`](crate::native::CallbackDescriptor) in r10. It calls the controller's function with the arguments
+/// that the C function was called with, as [`Arguments`](crate::native::Arguments), and returns to C what comes back, a
+/// [`Returned`]. If that is an error, the process ends.
+pub const CALLBACK_ENTRY_KEY: &str = "farlink.callback.entry";

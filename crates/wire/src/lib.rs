@@ -4,6 +4,7 @@
 //! - [`frame`]: the 32-byte header before every message.
 //! - [`setup`]: the first message, in which an executor introduces itself.
 //! - [`msg`]: the composite values that calls carry.
+//! - [`native`]: calls of C functions, and calls by them.
 //! - [`functions`]: every function that an executor offers, by name, with the types of its arguments and result.
 //!
 //! Decoding is total: any bytes give a value or a [`DecodeError`](sps::DecodeError), and no length is believed
@@ -14,5 +15,6 @@
 pub mod frame;
 pub mod functions;
 pub mod msg;
+pub mod native;
 pub mod setup;
 pub mod sps;

@@ -7,6 +7,7 @@ mod dispatch;
 mod dylib;
 mod lifecycle;
 mod memory;
+mod native;
 mod thread_exit;
 mod tls;
 mod unwind;
@@ -27,6 +28,7 @@ pub(crate) fn announce(info: &mut ExecutorInfo, passes_descriptors: bool) {
     }
     dylib::announce(info);
     calls::announce(info);
+    native::announce(info);
     lifecycle::announce(info);
     unwind::announce(info);
     unwind_index::announce(info);
