@@ -1,5 +1,6 @@
 //! The command line, as it is written.
 
+use crate::doctor::Probe;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use farlink::Memory;
 use std::ffi::OsString;
@@ -21,6 +22,10 @@ pub(crate) enum Command {
     Link(LinkArgs),
     /// Show an object as the linker sees it.
     Inspect(InspectArgs),
+    /// Try every mechanism on this machine; say what works, what does not, why, and what farlink does about it.
+    ///
+    /// Ends with status 0 if farlink can run programs here.
+    Doctor(DoctorArgs),
     /// Be an executor. `farlink executor --help` tells how.
     #[command(disable_help_flag = true)]
     Executor(ExecutorArgs),
@@ -175,6 +180,21 @@ pub(crate) struct InspectArgs {
     /// Objects and archives.
     #[arg(value_name = "INPUT", required = true)]
     pub(crate) inputs: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct DoctorArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Try the executor program at PATH instead of `farlink executor`.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) executor: Option<PathBuf>,
+
+    /// Try one mechanism in this process: for the command's own use.
+    #[arg(long, value_enum, hide = true)]
+    pub(crate) probe: Option<Probe>,
 }
 
 #[derive(Args)]

@@ -7,6 +7,7 @@
 
 mod args;
 mod compile;
+mod doctor;
 mod error;
 mod inputs;
 mod inspect;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Link(args) => link::link(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
         Command::Executor(args) => return farlink::executor::main_with_args(args.args.into_iter()),
     };
     outcome.unwrap_or_else(|error| {

@@ -29,6 +29,7 @@ mod main_thread;
 mod module;
 #[allow(unsafe_code)]
 mod native;
+pub mod probe;
 mod registry;
 mod server;
 #[allow(unsafe_code)]

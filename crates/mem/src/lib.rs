@@ -7,7 +7,7 @@
 //! - `directory` has the tables by which an executor finds linked code by its address without having been told of it.
 //! - [`MemoryService`] is the executor's side: slabs, and the allocations finalized in them with their actions.
 //! - [`wrapper`] has the C ABI of the functions that actions and calls name.
-//! - `sys` is the only room with memory calls of the operating system.
+//! - `sys` is the only room with memory calls of the operating system; [`probe`] tries what it needs of that.
 
 #![deny(unsafe_code)]
 
@@ -37,6 +37,7 @@ pub use service::{Allocation, ChildCopy, MemoryService, ServiceUsage};
 pub use sys::count::system_calls;
 #[cfg(feature = "fault-injection")]
 pub use sys::fault;
+pub use sys::probe;
 pub use working::WorkingMemory;
 
 /// The page size of this process.

@@ -8,6 +8,8 @@ pub mod fault;
 mod linux;
 
 #[cfg(target_os = "linux")]
+pub use linux::probe;
+#[cfg(target_os = "linux")]
 pub(crate) use linux::{Mapping, SharedObject, Snapshot, count_mappings, page_size};
 
 #[cfg(not(target_os = "linux"))]

@@ -2,6 +2,7 @@
 
 mod mapping;
 mod object;
+pub mod probe;
 mod snapshot;
 
 pub(crate) use mapping::Mapping;

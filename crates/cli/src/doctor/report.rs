@@ -1,0 +1,138 @@
+//! What was found, for people and for programs.
+
+use super::{Finding, Status};
+use farlink::executor::probe::c_library;
+use rustix::system::uname;
+use serde_json::{Value, json};
+use std::io::{self, IsTerminal, Write};
+
+/// Columns of text where the width of the terminal is not known.
+const WIDTH: usize = 100;
+
+/// Returns what this machine is, by what it is called in the report.
+fn machine() -> [(&'static str, String); 5] {
+    let system = uname();
+    let text = |name: &std::ffi::CStr| name.to_string_lossy().into_owned();
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    [
+        ("system", format!("{} {}", text(system.sysname()), text(system.release()))),
+        ("architecture", text(system.machine())),
+        ("c_library", c_library().unwrap_or("unknown".to_owned())),
+        ("processors", processors.to_string()),
+        ("page_bytes", farlink::mem::page_size().bytes().to_string()),
+    ]
+}
+
+fn name(status: Status) -> &'static str {
+    match status {
+        Status::Works => "works",
+        Status::Limited => "limited",
+        Status::Fails => "fails",
+    }
+}
+
+/// Prints one JSON object.
+pub(super) fn json(findings: &[Finding], can_run: bool) -> io::Result<()> {
+    let machine: serde_json::Map<String, Value> =
+        machine().into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    let finding = |finding: &Finding| {
+        let Finding { group, name: what, status, seen, farlink } = finding;
+        json!({ "group": group, "name": what, "status": name(*status), "seen": seen, "farlink": farlink })
+    };
+    let findings: Vec<Value> = findings.iter().map(finding).collect();
+    let report = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "machine": machine,
+        "can_run": can_run,
+        "findings": findings,
+    });
+    writeln!(io::stdout(), "{report:#}")
+}
+
+/// Prints a table for people; `ways` are those in which an executor can be run.
+pub(super) fn text(findings: &[Finding], ways: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let paint = Paint(io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    let [system, architecture, c_library, processors, page] = machine().map(|(_, value)| value);
+    let version = env!("CARGO_PKG_VERSION");
+    writeln!(
+        out,
+        "farlink {version} on {system}, {architecture}, {c_library}, {processors} processors, pages of {page} bytes"
+    )?;
+    let mut group = "";
+    for finding in findings {
+        if finding.group != group {
+            group = finding.group;
+            writeln!(out, "\n{}", paint.bold(group))?;
+        }
+        print(&mut out, finding, paint)?;
+    }
+    if ways.is_empty() {
+        writeln!(out, "\n{}", paint.status(Status::Fails, "farlink cannot run programs here"))
+    } else {
+        writeln!(out, "\n{} ({ways})", paint.status(Status::Works, "farlink can run programs here"))
+    }
+}
+
+fn print(out: &mut impl Write, finding: &Finding, paint: Paint) -> io::Result<()> {
+    const INDENT: &str = "           ";
+    let status = format!("{:<7}", name(finding.status));
+    let title = format!("  {}  {}", paint.status(finding.status, &status), finding.name);
+    // What is short stands beside the name.
+    let is_short = INDENT.len() + finding.name.len() + 2 + finding.seen.chars().count() <= WIDTH;
+    if finding.seen.is_empty() {
+        writeln!(out, "{title}")?;
+    } else if is_short && !finding.seen.contains('\n') {
+        writeln!(out, "{title}: {}", finding.seen)?;
+    } else {
+        writeln!(out, "{title}:")?;
+        wrap(out, INDENT, "", &finding.seen, paint)?;
+    }
+    wrap(out, INDENT, "farlink: ", &finding.farlink, paint)
+}
+
+/// Prints text in lines that are not too long.
+fn wrap(out: &mut impl Write, indent: &str, label: &str, text: &str, paint: Paint) -> io::Result<()> {
+    let mut line = label.to_owned();
+    let mut is_empty = true;
+    for word in text.split_whitespace() {
+        if !is_empty && indent.len() + line.chars().count() + 1 + word.chars().count() > WIDTH {
+            writeln!(out, "{indent}{}", paint.dim(&line))?;
+            line = " ".repeat(label.len());
+            is_empty = true;
+        }
+        if !is_empty {
+            line.push(' ');
+        }
+        line += word;
+        is_empty = false;
+    }
+    writeln!(out, "{indent}{}", paint.dim(&line))
+}
+
+/// Colours, on a terminal.
+#[derive(Clone, Copy)]
+struct Paint(bool);
+
+impl Paint {
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    fn dim(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    fn status(self, status: Status, text: &str) -> String {
+        let code = match status {
+            Status::Works => "32",
+            Status::Limited => "33",
+            Status::Fails => "31",
+        };
+        self.with(code, text)
+    }
+}
