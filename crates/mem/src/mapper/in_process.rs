@@ -48,7 +48,7 @@ impl InProcessMapper {
     fn reserve_striped(&self, bytes: u64, stripes: Vec<Stripe>) -> Result<ExecutorAddrRange, Error> {
         let (range, mapping) = self.service.reserve_in_two_views(bytes, &stripes)?;
         let own_data = Some(self.service.mapping_of(range)?);
-        self.views.add(range, View { object: None, mapping, own_data, stripes }).map(|()| range)
+        self.views.add(range, View::new(None, mapping, own_data, stripes)).map(|()| range)
     }
 
     /// Places what is reserved from now on below `limit`.

@@ -2,6 +2,7 @@
 
 mod in_process;
 mod key_pages;
+mod live;
 mod posix;
 mod remote;
 mod shared;

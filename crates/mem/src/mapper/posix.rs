@@ -35,5 +35,5 @@ pub(super) fn attach(object: SharedObject, name: &str, bytes: u64, stripes: Vec<
         return Err(bad_answer("reserve", format!("the object {name} has {size} bytes instead of {bytes}")));
     }
     let mapping = object.map(bytes as usize, None).map_err(|error| Error::shared(name, "mapped", error))?;
-    Ok(View { object: Some(object), mapping: Arc::new(mapping), own_data: None, stripes })
+    Ok(View::new(Some(object), Arc::new(mapping), None, stripes))
 }

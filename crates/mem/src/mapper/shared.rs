@@ -327,7 +327,7 @@ fn make(bytes: u64, stripes: Vec<Stripe>) -> Result<View, Error> {
     let object = SharedObject::nameless(bytes).map_err(|error| nameless_error(error, bytes))?;
     let length = usize::try_from(bytes).map_err(|_| Error::OutOfAddressSpace { bytes })?;
     let mapping = object.map(length, None).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-    Ok(View { object: Some(object), mapping: Arc::new(mapping), own_data: None, stripes })
+    Ok(View::new(Some(object), Arc::new(mapping), None, stripes))
 }
 
 impl MemoryMapper for SharedMemoryMapper {

@@ -3,15 +3,14 @@
 //! What is in stripes needs no help of the executor to be what it has to be, so it is told of an allocation there only
 //! if that has actions. Which keys are in use is known here.
 
+use super::live::Live;
 use super::{FinalizeRequest, MapperUsage, Reservations, StripeRange};
 use crate::sys::{self, Mapping, SharedObject};
 use crate::{Error, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_wire::msg::Stripe;
-use rustc_hash::FxHashMap;
 use rustix::io::Errno;
 use smallvec::SmallVec;
-use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Fewest pages that a stripe is worth having for.
@@ -59,9 +58,25 @@ pub(super) struct View {
     /// The executor's own view, if that is in this process and stripes for data exist only there.
     pub(super) own_data: Option<Arc<Mapping>>,
     pub(super) stripes: Vec<Stripe>,
+    /// Allocations in the stripes. What is not in stripes the executor knows.
+    live: Mutex<Live>,
 }
 
 impl View {
+    pub(super) fn new(
+        object: Option<SharedObject>,
+        mapping: Arc<Mapping>,
+        own_data: Option<Arc<Mapping>>,
+        stripes: Vec<Stripe>,
+    ) -> Self {
+        Self { object, mapping, own_data, stripes, live: Mutex::default() }
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        // No code that can panic half-way through a change runs under this lock.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Returns the mapping that shows what the executor has at `offset`.
     fn mapping_at(&self, offset: u64) -> &Arc<Mapping> {
         let is_own = |stripe: &Stripe| {
@@ -105,7 +120,7 @@ impl View {
         };
         let (first, last) = pages.filter(is_discarded).unwrap_or((end, end));
         let fill = if is_code { TRAP } else { 0 };
-        for (from, to) in [(start, first), (last, end)] {
+        for (from, to) in [(start, first), (last, end)].into_iter().filter(|(from, to)| from < to) {
             if let Ok(memory) = self.working(from, to - from) {
                 memory.fill(fill);
             }
@@ -117,8 +132,6 @@ impl View {
 pub(super) struct Views {
     page_size: PageSize,
     reservations: Mutex<Reservations<Arc<View>>>,
-    /// Allocations in stripes, by key: whether the executor knows of them.
-    live: Mutex<FxHashMap<ExecutorAddr, bool>>,
 }
 
 /// What of a request to finalize the executor has to be told.
@@ -153,17 +166,12 @@ impl Undo {
 
 impl Views {
     pub(super) fn new(page_size: PageSize) -> Self {
-        Self { page_size, reservations: Mutex::default(), live: Mutex::default() }
+        Self { page_size, reservations: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Reservations<Arc<View>>> {
         // No code that can panic half-way through a change runs under this lock.
         self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn live(&self) -> MutexGuard<'_, FxHashMap<ExecutorAddr, bool>> {
-        // As above.
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn add(&self, range: ExecutorAddrRange, view: View) -> Result<(), Error> {
@@ -184,9 +192,7 @@ impl Views {
 
     /// Takes out reservations and what is allocated in them, or changes nothing.
     pub(super) fn remove(&self, bases: &[ExecutorAddr]) -> Result<(), Error> {
-        let ranges: Vec<_> = self.lock().remove(bases)?.into_iter().map(|(range, _)| range).collect();
-        self.live().retain(|&key, _| !ranges.iter().any(|range| range.contains(key)));
-        Ok(())
+        self.lock().remove(bases).map(drop)
     }
 
     /// Returns the view of the reservation that has all of `range`, and where in it the range begins.
@@ -197,19 +203,23 @@ impl Views {
     }
 
     pub(super) fn working(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
-        let (offset, view) = self.place(range)?;
-        view.working(offset, range.len())
+        let reservations = self.lock();
+        let (around, view) = reservations.around(range)?;
+        view.working(range.start().as_u64() - around.start().as_u64(), range.len())
     }
 
     /// As [`Self::working`], after making sure that there is physical memory where that has to be asked for.
     pub(super) fn secured(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
+        {
+            let reservations = self.lock();
+            let (around, view) = reservations.around(range)?;
+            if !view.object.as_ref().is_some_and(SharedObject::is_limited) {
+                return view.working(range.start().as_u64() - around.start().as_u64(), range.len());
+            }
+        }
         let (offset, view) = self.place(range)?;
         view.secure(offset, range.len())?;
         view.working(offset, range.len())
-    }
-
-    fn is_striped(&self, addr: ExecutorAddr) -> bool {
-        self.place(ExecutorAddrRange::at(addr)).is_ok_and(|(_, view)| !view.stripes.is_empty())
     }
 
     pub(super) fn stripes(&self, reservation: ExecutorAddr) -> Vec<StripeRange> {
@@ -253,21 +263,11 @@ impl Views {
     /// Checks allocations and notes those in stripes; says what the executor has to be told of.
     pub(super) fn begin(&self, allocations: Vec<FinalizeRequest>) -> Result<Told, Error> {
         let keys = allocations.iter().map(FinalizeRequest::key).collect::<Result<Vec<_>, _>>()?;
-        let mut striped: SmallVec<[(ExecutorAddr, bool); 4]> = SmallVec::with_capacity(keys.len());
-        for (request, &key) in allocations.iter().zip(&keys) {
-            let place = self.place(ExecutorAddrRange::at(request.reservation));
-            if let Ok((offset, view)) = place.as_ref().map(|(offset, view)| (*offset, view))
-                && !view.stripes.is_empty()
-            {
-                check_in_stripes(request, offset, view)?;
-                striped.push((key, !request.actions.is_empty()));
-            }
-        }
-        self.note(&striped)?;
+        let striped = self.note(&allocations, &keys)?;
         let (mut requests, mut told_keys, mut undo) = (Vec::new(), Vec::new(), Undo::default());
         let mut told_in_stripes = Vec::new();
-        if striped.len() < keys.len() || striped.iter().any(|&(_, is_told)| is_told) {
-            let mut in_stripes = striped.iter().map(|&(key, _)| key).peekable();
+        if striped.len() < keys.len() || allocations.iter().any(|request| !request.actions.is_empty()) {
+            let mut in_stripes = striped.iter().copied().peekable();
             for (request, &key) in allocations.into_iter().zip(&keys) {
                 let segments = request.segments.iter();
                 let is_striped = in_stripes.next_if_eq(&key).is_some();
@@ -287,47 +287,58 @@ impl Views {
         Ok(Told { keys, requests, told_keys, in_stripes: told_in_stripes, undo })
     }
 
-    /// Notes allocations in stripes, all or none.
-    fn note(&self, striped: &[(ExecutorAddr, bool)]) -> Result<(), Error> {
-        let mut live = self.live();
-        for (index, &(key, is_told)) in striped.iter().enumerate() {
-            let Entry::Vacant(entry) = live.entry(key) else {
-                for (noted, _) in &striped[..index] {
-                    live.remove(noted);
+    /// Notes the allocations that are in stripes, all or none; gives their keys.
+    fn note(&self, allocations: &[FinalizeRequest], keys: &[ExecutorAddr]) -> Result<Keys, Error> {
+        let reservations = self.lock();
+        let mut noted = Keys::with_capacity(keys.len());
+        for (request, &key) in allocations.iter().zip(keys) {
+            let Ok((range, view)) = reservations.around(ExecutorAddrRange::at(request.reservation)) else { continue };
+            if view.stripes.is_empty() {
+                continue;
+            }
+            let checked = check_in_stripes(request, range.start(), view).and_then(|offset| {
+                let is_new = view.live().insert(offset, !request.actions.is_empty());
+                if is_new { Ok(()) } else { Err(Error::Busy(key)) }
+            });
+            if let Err(error) = checked {
+                for key in noted {
+                    live_at(&reservations, key, Live::remove);
                 }
-                return Err(Error::Busy(key));
-            };
-            entry.insert(is_told);
+                return Err(error);
+            }
+            noted.push(key);
         }
-        Ok(())
+        Ok(noted)
     }
 
     /// Makes stripes as they were before an allocation that could not be finalized.
     pub(super) fn undo(&self, undo: &Undo) {
         self.recycle(&undo.segments);
-        let mut live = self.live();
-        for key in &undo.striped {
-            live.remove(key);
+        let reservations = self.lock();
+        for &key in &undo.striped {
+            live_at(&reservations, key, Live::remove);
         }
     }
 
     /// Forgets allocations that end; gives the keys of those that the executor has to be told of, or changes nothing.
     pub(super) fn end(&self, keys: Vec<ExecutorAddr>) -> Result<Vec<ExecutorAddr>, Error> {
-        let mut live = self.live();
+        let reservations = self.lock();
         let mut told = Vec::new();
         let mut ended: SmallVec<[(ExecutorAddr, bool); 4]> = SmallVec::with_capacity(keys.len());
         for key in keys {
-            match live.remove(&key) {
-                Some(is_told) => {
+            match live_at(&reservations, key, Live::remove) {
+                Some(Some(is_told)) => {
                     ended.push((key, is_told));
                     if is_told {
                         told.push(key);
                     }
                 }
                 // The executor knows what is not in stripes.
-                None if !self.is_striped(key) => told.push(key),
-                None => {
-                    live.extend(ended);
+                None => told.push(key),
+                Some(None) => {
+                    for (key, is_told) in ended {
+                        live_at(&reservations, key, |live, offset| live.insert(offset, is_told));
+                    }
                     return Err(Error::UnknownAllocation(key));
                 }
             }
@@ -336,19 +347,37 @@ impl Views {
     }
 }
 
-/// Checks that each segment is in the stripe of its protection, and that no two overlap. What the request says is the reservation
-/// is at `offset` in one.
-fn check_in_stripes(request: &FinalizeRequest, offset: u64, view: &View) -> Result<(), Error> {
-    let base = request.reservation;
-    if offset != 0 {
+/// Keys of allocations.
+type Keys = SmallVec<[ExecutorAddr; 4]>;
+
+/// Looks at or changes what is known of an address in the stripes of a reservation; none if it is not in such.
+fn live_at<R>(
+    reservations: &Reservations<Arc<View>>,
+    addr: ExecutorAddr,
+    operation: impl FnOnce(&mut Live, u64) -> R,
+) -> Option<R> {
+    let (range, view) = reservations.around(ExecutorAddrRange::at(addr)).ok()?;
+    if view.stripes.is_empty() {
+        return None;
+    }
+    Some(operation(&mut view.live(), addr.offset_from(range.start())?))
+}
+
+/// Checks that each segment is in the stripe of its protection, and that no two overlap; gives where the first of them is in
+/// the reservation at `base`.
+fn check_in_stripes(request: &FinalizeRequest, base: ExecutorAddr, view: &View) -> Result<u64, Error> {
+    if request.reservation != base {
         return Err(Error::UnknownReservation(request.reservation));
     }
+    let mut lowest = u64::MAX;
     for (index, segment) in request.segments.iter().enumerate() {
+        let offset = segment.range.start().offset_from(base).unwrap_or(u64::MAX);
+        lowest = lowest.min(offset);
         let is_inside = |stripe: &Stripe| {
-            let start = base.checked_add(stripe.offset);
-            let stripe_range = start.and_then(|start| ExecutorAddrRange::from_len(start, stripe.size));
+            let end = offset.checked_add(segment.range.len());
             stripe.group.prot == segment.group.prot
-                && stripe_range.is_some_and(|stripe| stripe.contains_range(segment.range))
+                && stripe.offset <= offset
+                && end.is_some_and(|end| end <= stripe.offset + stripe.size)
         };
         if !view.stripes.iter().any(is_inside) {
             return Err(Error::OutsideReservation(segment.range));
@@ -359,5 +388,5 @@ fn check_in_stripes(request: &FinalizeRequest, offset: u64, view: &View) -> Resu
             return Err(Error::Overlap(segment.range, other));
         }
     }
-    Ok(())
+    Ok(lowest)
 }

@@ -118,6 +118,11 @@ impl SharedObject {
         Ok(u64::try_from(stat(&self.fd)?.st_blocks).unwrap_or(0).saturating_mul(512))
     }
 
+    /// Returns whether there may be less memory for the object than its size: in a file system of limited size.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.is_limited
+    }
+
     /// Makes sure that the pages of a range can be written: without this, writing when the file system is full is a
     /// SIGBUS. `fallocate(2)`.
     pub(crate) fn secure(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
