@@ -122,9 +122,10 @@ pub(crate) fn many_functions(args: &Args, report: &Report) -> Result<()> {
     ];
     let driver: Bytes = args.read("sqcheck.o")?.into();
     let session = session(args)?;
-    for (file, symbol, metric, rounds) in cases {
+    let wanted = |file: &str| args.file.as_ref().is_none_or(|only| only == file);
+    for (file, symbol, metric, rounds) in cases.into_iter().filter(|case| wanted(case.0)) {
         let object: Bytes = args.read(file)?.into();
-        for _ in 0..rounds {
+        for _ in 0..args.iters(rounds) {
             let library = session.create_library(metric);
             let bytes = object.clone();
             let start = Instant::now();

@@ -42,6 +42,9 @@ struct Args {
     /// Repetitions of the whole workload.
     #[arg(long)]
     iters: Option<usize>,
+    /// W3eh: only the object of this name, to be profiled alone.
+    #[arg(long)]
+    file: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
