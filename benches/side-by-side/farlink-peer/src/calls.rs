@@ -2,7 +2,7 @@
 
 use crate::observe::{Counters, check, since};
 use crate::report::Report;
-use crate::subject::{call, session};
+use crate::subject::{IntFunction, session};
 use crate::{Args, Config, Result};
 use farlink::addr::ExecutorAddr;
 use farlink::{Library, Session};
@@ -12,18 +12,17 @@ use std::time::{Duration, Instant};
 /// How long the executor has nothing to do before each call.
 const PAUSE: Duration = Duration::from_millis(1);
 
-fn with_function(args: &Args) -> Result<(Session, Library, ExecutorAddr)> {
+fn with_function(args: &Args) -> Result<(Session, Library)> {
     let session = session(args)?;
     let library = session.create_library("main");
     library.add_object("wrapper.o", args.read("wrapper.o")?)?;
-    let address = library.lookup("idfn")?;
-    Ok((session, library, address))
+    Ok((session, library))
 }
 
-fn timed_call(library: &Library, round: usize) -> Result<f64> {
+fn timed_call(function: &IntFunction<'_>, round: usize) -> Result<f64> {
     let arg = (round % 4) as u16;
     let start = Instant::now();
-    let result = call(library, "idfn", arg)?;
+    let result = function.call(arg)?;
     let time = since(start);
     check("idfn", &result, &(i32::from(arg) + 1))?;
     Ok(time)
@@ -31,27 +30,28 @@ fn timed_call(library: &Library, round: usize) -> Result<f64> {
 
 /// Calls without a pause: both sides are awake.
 pub(crate) fn awake(args: &Args, report: &Report) -> Result<()> {
-    let (session, library, address) = with_function(args)?;
-    let count = args.n(5000);
+    let (session, library) = with_function(args)?;
+    let (function, count) = (IntFunction::find(&library, "idfn")?, args.n(5000));
     for round in 0..count / 10 {
-        timed_call(&library, round)?;
+        timed_call(&function, round)?;
     }
     let counters = Counters::now(&session)?;
-    let times = (0..count).map(|round| timed_call(&library, round)).collect::<Result<Vec<_>>>()?;
+    let times = (0..count).map(|round| timed_call(&function, round)).collect::<Result<Vec<_>>>()?;
     Counters::now(&session)?.report_since(&counters, report, "W4", "call", count);
     report.times("W4", "runAsIntFunction", &times);
     if args.config == Config::Inproc {
-        report.times("W4", "direct_call", &direct(address)?);
+        report.times("W4", "direct_call", &direct(library.lookup("idfn")?)?);
     }
     Ok(())
 }
 
 /// Calls after pauses: the executor sleeps, and the kernel has to wake it.
 pub(crate) fn asleep(args: &Args, report: &Report) -> Result<()> {
-    let (_session, library, _) = with_function(args)?;
+    let (_session, library) = with_function(args)?;
+    let function = IntFunction::find(&library, "idfn")?;
     let paused = |round| {
         std::thread::sleep(PAUSE);
-        timed_call(&library, round)
+        timed_call(&function, round)
     };
     let times = (0..args.n(500)).map(paused).collect::<Result<Vec<_>>>()?;
     report.times("W4", "call_asleep", &times);

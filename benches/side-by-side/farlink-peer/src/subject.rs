@@ -17,11 +17,28 @@ pub(crate) fn session(args: &Args) -> Result<Session> {
     })
 }
 
-/// Calls `int name(int)` in the executor.
-///
-/// The function is called as `main` is, with so many arguments.
+/// A linked function `int name(int)`.
+pub(crate) struct IntFunction<'a> {
+    library: &'a Library,
+    name: &'a str,
+}
+
+impl<'a> IntFunction<'a> {
+    /// Links what the function needs.
+    pub(crate) fn find(library: &'a Library, name: &'a str) -> Result<Self> {
+        library.lookup(name)?;
+        Ok(Self { library, name })
+    }
+
+    /// Calls the function in the executor: as `main` is, with so many arguments.
+    pub(crate) fn call(&self, arg: u16) -> Result<i32> {
+        Ok(self.library.run_as_main(self.name, &vec![OsString::new(); arg.into()])?)
+    }
+}
+
+/// Finds a function and calls it once.
 pub(crate) fn call(library: &Library, name: &str, arg: u16) -> Result<i32> {
-    Ok(library.run_as_main(name, &vec![OsString::new(); arg.into()])?)
+    IntFunction::find(library, name)?.call(arg)
 }
 
 /// Object `number` of the tiny ones: `int tiny_NNNN(int x)` gives |x| + 1000 + 7 * number, calls `abs` of the C library,
