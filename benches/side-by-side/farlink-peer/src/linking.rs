@@ -133,7 +133,7 @@ pub(crate) fn many_functions(args: &Args, report: &Report) -> Result<()> {
             library.lookup(symbol)?;
             let time = since(start);
             if symbol.starts_with('f') {
-                check(symbol, &call(&library, symbol, 3)?, &4)?;
+                check(symbol, &call(&library, symbol, 41)?, &42)?;
             } else {
                 library.add_object("sqcheck.o", driver.clone())?;
                 check("sq_check", &call(&library, "sq_check", 100)?, &4950)?;

@@ -63,7 +63,7 @@ pub(crate) fn live(args: &Args, report: &Report) -> Result<()> {
     }
     Counters::now(&session)?.report_since(&counters, report, "limit", "link", count);
     // Every function's value is that of the template.
-    for number in (0..count).step_by((count / 100).max(1)) {
+    for number in (0..count).step_by((count / 1000).max(1)) {
         check(&name(number), &call(&library, &name(number), 1)?, &1001)?;
     }
     report.one("limit", "live_objects", "count", count as f64);
