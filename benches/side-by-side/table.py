@@ -1,16 +1,24 @@
 #!/usr/bin/env python3
 """Markdown tables, peers side by side, from files written by run.sh.
 
-usage: table.py [--targets] OUT.jsonl [OUT2.jsonl ...]
+usage: table.py [--targets [--into FILE]] OUT.jsonl [OUT2.jsonl ...]
 
 One file: a cell is "median (p10..p99)". Several: the median of the runs' medians, [lowest..highest of them], and the
-median of their p99. With --targets only the comparison that docs/performance.md shows: "median, p99".
+median of their p99. With --targets only the comparison that docs/performance.md shows: "median, p99". With
+--into it replaces what follows the heading "## Results" of that file.
 """
+import argparse
+import contextlib
+import io
 import json
 import statistics
-import sys
 
-files = [name for name in sys.argv[1:] if name != "--targets"]
+parser = argparse.ArgumentParser()
+parser.add_argument("--targets", action="store_true")
+parser.add_argument("--into")
+parser.add_argument("files", nargs="+")
+ARGS = parser.parse_args()
+files = ARGS.files
 runs = {}
 for f in files:
     for l in open(f):
@@ -27,7 +35,8 @@ def num(v, u):
         return "%.3g ns" % v
     if u == "bytes" and v >= 10240:
         return "%.1f KiB" % (v / 1024)
-    return ("%.4g" % v) + ("" if u in ("count", "fraction") else " " + u)
+    text = "{:,.0f}".format(v) if v >= 1000 else "%.4g" % v
+    return text + ("" if u in ("count", "fraction") else " " + u)
 
 
 def cell(d):
@@ -244,7 +253,8 @@ ROWS = [
     Row("memory of a live tiny object: executor + shared", "W1", "executor_pss_anon_per_obj", 88 + 64, add=MEMORY, inproc=("llvm-inproc", "W1", "controller_pss_anon_per_obj"),
         others=[("AsmJit", [("asmjit-dual", "W1", "controller_pss_shmem_per_obj")])]),
     Row("its mappings, both processes", "W1", "controller_vmas_per_obj", 0.02, add=("executor_vmas_per_obj",)),
-    Row("controller's bookkeeping for it", "W1", "controller_pss_anon_per_obj", 400),
+    # In-process, LLVM's figure has the memory of the object in it.
+    Row("controller's bookkeeping for it", "W1", "controller_pss_anon_per_obj", 400, inproc=("none", "W1", "none")),
     Row("the same at 1,000,000 live", "limit", "live1000000_controller_pss_anon_per_obj", 400),
     Row("live objects", "limit", "live_objects", 1e6, higher=True, stock=("llvm-oop-shm", "limit", "live_allocs_3seg_until_failure"),
         inproc=("llvm-inproc", "limit", "live_allocs_3seg_until_failure")),
@@ -259,7 +269,8 @@ def ratio(row):
     llvm, own = value(row.tuned) or value(row.stock), value(row.memfd)
     if not llvm or not own or not own[0] or not llvm[0]:
         return "-"
-    return "%.3g" % (own[0] / llvm[0] if row.higher else llvm[0] / own[0])
+    times = own[0] / llvm[0] if row.higher else llvm[0] / own[0]
+    return "{:,.0f}".format(times) if times >= 100 else "%.3g" % times
 
 
 def named(entries):
@@ -328,4 +339,19 @@ def spread(keys):
     return "%s to %s; %s" % (num(min(medians), unit), num(max(medians), unit), num(low, unit))
 
 
-targets() if "--targets" in sys.argv[1:] else everything()
+def replace_results(path):
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        targets()
+    heading = "## Results\n"
+    before = open(path).read().split(heading)[0]
+    with open(path, "w") as f:
+        f.write(before + heading + "\n" + text.getvalue())
+
+
+if ARGS.into:
+    replace_results(ARGS.into)
+elif ARGS.targets:
+    targets()
+else:
+    everything()
