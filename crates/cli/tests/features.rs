@@ -273,6 +273,36 @@ fn fat_and_empty_objects() {
     }
 }
 
+/// Relocations in the compact form that LLVM has for them.
+#[test]
+fn compact_relocations() {
+    let flags = &["-Wa,--allow-experimental-crel,--crel"];
+    let program =
+        Program { sources: &["symbols.c", "symbols_other.c"], compilers: &["clang-22"], flags, libraries: &[] };
+    // GNU ld may not know them, so what it is compared with is compiled without.
+    if !available("compact_relocations", "clang-22") {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    for model in ["-O0 -fcommon", "-O2 -fPIC -fcommon", "-O2 -fno-pic -fcommon"] {
+        let objects: Vec<PathBuf> =
+            program.sources.iter().map(|name| program.compile(dir.path(), "clang-22", model, name)).collect();
+        let sections = tool(Command::new("readelf").args(["-SW"]).arg(&objects[0]));
+        assert!(sections.contains(".crel.text") && !sections.contains(".rela.text"), "{sections}");
+        let plain = Program { flags: &[], ..program };
+        let others: Vec<PathBuf> = plain
+            .sources
+            .iter()
+            .map(|name| plain.compile(TempDir::new_in(dir.path()).unwrap().keep().as_path(), "clang-22", model, name))
+            .collect();
+        let pie = if model.contains("-fno-pic") { "-no-pie" } else { "-pie" };
+        let native = native("cc", &others, &[pie], &[], b"");
+        for way in common::WAYS {
+            assert_eq!(run(way, &objects, &[], &[]), native, "{model} {way:?}");
+        }
+    }
+}
+
 /// Which members of archives are linked, and what is left out, as GNU ld decides it.
 #[test]
 fn archives_and_unused_sections() {

@@ -14,6 +14,7 @@ mod error;
 mod identify;
 mod needs;
 mod object;
+mod relocation;
 mod section;
 
 pub use archive::{Archive, Member};

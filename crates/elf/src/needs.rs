@@ -2,6 +2,7 @@
 
 use crate::archive::Archive;
 use crate::identify::{InputKind, identify};
+use crate::relocation::{Relocation, relocations};
 use object::LittleEndian as LE;
 use object::elf;
 use object::read::elf::{FileHeader, SectionHeader, Sym};
@@ -51,14 +52,14 @@ impl Needs {
                 let with_gap = section.sh_size(LE).saturating_add(section.sh_addralign(LE));
                 needs.tls_bytes = needs.tls_bytes.saturating_add(with_gap);
             }
-            let Some((relocations, _)) = section.rela(LE, bytes)? else { continue };
+            let Some(mut relocations) = relocations(section, bytes)? else { continue };
             let target = sections.section(object::SectionIndex(section.sh_info(LE) as usize))?;
             if needs.low_memory || target.sh_flags(LE).0 & elf::SHF_ALLOC.0 == 0 {
                 continue;
             }
-            needs.low_memory = relocations.iter().any(|relocation| {
-                let kind = relocation.r_type(LE, false);
-                let symbol = symbols.symbol(object::SymbolIndex(relocation.r_sym(LE, false) as usize));
+            needs.low_memory = relocations.any(|relocation| {
+                let Ok(Relocation { r_type: kind, r_sym, .. }) = relocation else { return false };
+                let symbol = symbols.symbol(object::SymbolIndex(r_sym as usize));
                 // A number is no address.
                 let is_address = symbol.is_ok_and(|symbol| symbol.st_shndx(LE) != elf::SHN_ABS);
                 matches!(kind, elf::R_X86_64_32 | elf::R_X86_64_32S) && is_address

@@ -2,6 +2,7 @@
 
 use crate::error::ElfError;
 use crate::identify::check_relocatable;
+use crate::relocation::{Relocation, relocations};
 use crate::section::{Purpose, purpose, runs_fragment};
 use farlink_addr::{Align, AllocGroup, MemProt};
 use farlink_graph::{
@@ -351,19 +352,23 @@ impl<'a> Parser<'a> {
     fn add_edges(&self, builder: &mut GraphBuilder, blocks: &[Option<Linked>]) -> Result<(), ElfError> {
         let mut edges: Vec<Vec<Edge>> = vec![Vec::new(); blocks.len()];
         for section in self.sections.iter() {
-            let Some((relocations, _)) = section.rela(LE, self.bytes).map_err(|error| self.malformed(error))? else {
+            let Some(relocations) = relocations(section, self.bytes).map_err(|error| self.malformed(error))? else {
                 continue;
             };
             let target = section.sh_info(LE) as usize;
             let linked =
                 blocks.get(target).ok_or_else(|| self.malformed("relocations of a section that is not there"))?;
             let Some(linked) = linked else { continue };
-            if linked.is_zero_fill && !relocations.is_empty() {
-                return Err(self.malformed(format!("section number {target} has relocations but no bytes")));
+            if !relocations.has_addends() {
+                return Err(self.malformed("x86-64 has no relocations without addends (SHT_CREL)"));
             }
-            edges[target].reserve(relocations.len());
+            edges[target].reserve(relocations.size_hint().0);
             for relocation in relocations {
-                edges[target].extend(self.edge(relocation, linked, target)?);
+                let relocation = relocation.map_err(|error| self.malformed(error))?;
+                if linked.is_zero_fill {
+                    return Err(self.malformed(format!("section number {target} has relocations but no bytes")));
+                }
+                edges[target].extend(self.edge(&relocation, linked, target)?);
             }
         }
         for (linked, edges) in blocks.iter().zip(edges) {
@@ -375,20 +380,20 @@ impl<'a> Parser<'a> {
     }
 
     /// Returns the edge of a relocation; none for the one that does nothing.
-    fn edge(&self, relocation: &elf::Rela64<LE>, linked: &Linked, section: usize) -> Result<Option<Edge>, ElfError> {
-        let r_type = relocation.r_type(LE, false);
+    fn edge(&self, relocation: &Relocation, linked: &Linked, section: usize) -> Result<Option<Edge>, ElfError> {
+        let r_type = relocation.r_type;
         if r_type == elf::R_X86_64_NONE {
             return Ok(None);
         }
         let kind = EdgeKind::from_x86_64(r_type.0);
-        let offset = relocation.r_offset.get(LE);
+        let offset = relocation.r_offset;
         let end = offset.checked_add(kind.width());
         if end.is_none_or(|end| end > linked.size) {
             return Err(
                 self.malformed(format!("a relocation at {offset:#x} lies outside its section, number {section}"))
             );
         }
-        let symbol = relocation.r_sym(LE, false);
+        let symbol = relocation.r_sym;
         if symbol as usize >= self.symbols.len().max(1) {
             return Err(
                 self.malformed(format!("a relocation at {offset:#x} names symbol {symbol}, which is not there"))
@@ -398,7 +403,7 @@ impl<'a> Parser<'a> {
             offset: offset + linked.shift,
             kind,
             target: SymbolId::from_index(symbol),
-            addend: relocation.r_addend.get(LE),
+            addend: relocation.r_addend,
         }))
     }
 }
