@@ -50,6 +50,10 @@ const SHF_LARGE: u64 = 0x1000_0000;
 /// What an object that holds nothing but GCC's intermediate code defines.
 const SLIM_LTO: &[u8] = b"__gnu_lto_slim";
 
+/// The function by which an unwinder finds unwind information. That of linked code is known to the executor's, so an
+/// unwinder that is linked (`libgcc_eh.a`) is given that one instead of its own.
+const FIND_FDE: &[u8] = b"_Unwind_Find_FDE";
+
 /// The section that says whether an object's code wants to run on its stack.
 const STACK_NOTE: &[u8] = b".note.GNU-stack";
 
@@ -262,7 +266,7 @@ impl<'a> Parser<'a> {
         &self,
         builder: &mut GraphBuilder,
         symbol: &elf::Sym64<LE>,
-        place: Place,
+        mut place: Place,
     ) -> Result<SymbolId, ElfError> {
         let mut name = self.symbols.symbol_name(LE, symbol).map_err(|error| self.malformed(error))?;
         if name == SLIM_LTO {
@@ -273,6 +277,9 @@ impl<'a> Parser<'a> {
         if let Some(at) = default_version(name).filter(|_| place != Place::External { weak: false }) {
             // `name@@VERSION` is the definition that references without a version mean.
             name = &name[..at];
+        }
+        if name == FIND_FDE {
+            place = Place::External { weak: false };
         }
         let linkage = match symbol.st_bind() {
             _ if is_common(symbol) => Linkage::Common,

@@ -12,15 +12,17 @@ use crate::claim::{Claim, Claimed};
 use crate::library::LibraryInner;
 use crate::place::{self, Places};
 use crate::resolve;
+use crate::runtime::Runtime;
 use crate::session::SessionInner;
 use crate::state::{LinkedObject, ObjectState, State};
-use crate::table::Value;
+use crate::table::{Definition, Value};
 use crate::thread_local::{self, OpenModule};
 use farlink_addr::{ExecutorAddr, MemProt};
 use farlink_graph::{InitArray, LinkGraph, SymbolId};
 use farlink_mem::{FinalizedAlloc, InFlightAlloc};
 use farlink_wire::msg::{ActionPair, FiniArray, ObjectExits, RunInitializers};
 use farlink_wire::sps::Blob;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -91,14 +93,7 @@ impl Stopwatch {
 pub(crate) fn link(library: &LibraryInner, batch: Batch<'_>) -> Result<Vec<ExecutorAddr>, Error> {
     let mut times = PhaseTimes::default();
     let mut stopwatch = Stopwatch::start();
-    let mut claim = Claim::default();
-    {
-        let mut state = library.lock();
-        if let Err(error) = claim.collect(&mut state, &batch) {
-            put_back(&mut state, claim);
-            return Err(error);
-        }
-    }
+    let mut claim = claim(library, &batch)?;
     stopwatch.lap(&mut times.prepare);
     match link_claimed(library, &mut claim, &batch, &mut times, &mut stopwatch) {
         Ok((addresses, memory)) => {
@@ -109,10 +104,60 @@ pub(crate) fn link(library: &LibraryInner, batch: Batch<'_>) -> Result<Vec<Execu
             Ok(addresses)
         }
         Err(error) => {
-            library.settle(|state| put_back(state, claim));
+            library.settle(|state| put_back(state, &mut claim));
             Err(error)
         }
     }
+}
+
+/// Claims everything that a batch needs.
+fn claim(library: &LibraryInner, batch: &Batch<'_>) -> Result<Claim, Error> {
+    let Some(runtime) = &library.session.runtime else { return Ok(collect(library, batch, |_, _| false)?.0) };
+    let mut asked = HashSet::new();
+    loop {
+        let opened = runtime.opened();
+        let is_unknown =
+            |state: &mut State, name: &str| state.resolved.get(name, true, opened).is_none() && !asked.contains(name);
+        let (claim, names) = collect(library, batch, is_unknown)?;
+        if names.is_empty() {
+            return Ok(claim);
+        }
+        share(library, runtime, &claim.shared, &names)?;
+        asked.extend(names);
+    }
+}
+
+/// Claims everything that a batch needs, and gives the names for which `is_unknown` holds among those of which a program
+/// has one definition. If there are any, everything is put back.
+fn collect(
+    library: &LibraryInner,
+    batch: &Batch<'_>,
+    is_unknown: impl Fn(&mut State, &str) -> bool,
+) -> Result<(Claim, Vec<String>), Error> {
+    let mut claim = Claim::default();
+    let mut state = library.lock();
+    let collected = claim.collect(&mut state, batch);
+    let mut names = std::mem::take(&mut claim.one_per_program);
+    names.retain(|name| is_unknown(&mut state, name));
+    if collected.is_err() || !names.is_empty() {
+        put_back(&mut state, &mut claim);
+    }
+    collected.map(|()| (claim, names))
+}
+
+/// Has those of `names` that shared libraries define mean their definitions: the libraries use them already.
+fn share(library: &LibraryInner, runtime: &Runtime, shared: &[ExecutorAddr], names: &[String]) -> Result<(), Error> {
+    let opened = runtime.opened();
+    let found = runtime.resolve(shared, names)?;
+    let mut state = library.lock();
+    for (name, addr) in names.iter().zip(found) {
+        state.resolved.insert(name, addr, opened);
+        // One that has been linked meanwhile stays.
+        if let (Some(addr), None) = (addr, state.table.winner(name).and_then(Definition::value)) {
+            state.table.add(name, Definition::shared(addr));
+        }
+    }
+    Ok(())
 }
 
 fn add_times(total: &mut PhaseTimes, times: &PhaseTimes) {
@@ -125,8 +170,8 @@ fn add_times(total: &mut PhaseTimes, times: &PhaseTimes) {
 }
 
 /// Puts the objects of a batch back as they were declared.
-fn put_back(state: &mut State, claim: Claim) {
-    for claimed in claim.objects {
+fn put_back(state: &mut State, claim: &mut Claim) {
+    for claimed in std::mem::take(&mut claim.objects) {
         state.forget_uses(claimed.id);
         let graph = claimed.graph;
         // What has been decided for this batch may not hold for the next. An object that was read once can be read again.

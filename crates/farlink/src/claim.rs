@@ -73,6 +73,8 @@ pub(crate) struct Claim {
     pub(crate) others: Vec<ObjectId>,
     /// Handles of the shared libraries to search.
     pub(crate) shared: Vec<ExecutorAddr>,
+    /// If there are any: the names that the batch defines and of which a program has one definition.
+    pub(crate) one_per_program: Vec<String>,
 }
 
 impl Claim {
@@ -276,6 +278,10 @@ impl Claim {
             ObjectState::Declared { mut graph } => {
                 let serial = slot.serial;
                 prepare(state, id, &mut graph, !self.drops_unused);
+                if !self.shared.is_empty() {
+                    let shareable = graph.definitions().filter(|&symbol| graph.is_one_per_program(symbol));
+                    self.one_per_program.extend(shareable.map(|symbol| graph.symbol_name(symbol).to_owned()));
+                }
                 self.positions.insert(id, self.objects.len());
                 self.work.push(self.objects.len());
                 self.objects.push(Claimed { id, serial, graph, targets: Vec::new(), sets_marked: 0 });

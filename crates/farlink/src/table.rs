@@ -78,6 +78,11 @@ impl Definition {
         Self { object: None, symbol: SymbolId::from_index(0), strength: Strength::Strong, value }
     }
 
+    /// A definition by a shared library, of which a program has one.
+    pub(crate) fn shared(address: ExecutorAddr) -> Self {
+        Self { strength: Strength::Weak, ..Self::absolute(address) }
+    }
+
     /// Returns its value, once that is known.
     pub(crate) fn value(&self) -> Option<Value> {
         match self.value.as_ref()? {

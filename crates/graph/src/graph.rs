@@ -6,7 +6,7 @@ use crate::parts::{
     TableEntry, Tables, Text, TlsAddress, TlsModule,
 };
 use crate::{BlockId, Bytes, ComdatId, SectionId, SymbolId};
-use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt};
 
 /// The graph of an object. See the crate for the order of what is done with it.
 #[derive(Clone, Debug)]
@@ -135,6 +135,17 @@ impl LinkGraph {
             Place::Defined { block, .. } => self.section(self.block(block).section).comdat,
             _ => None,
         }
+    }
+
+    /// Whether a symbol is a variable of which a program has one, whichever of its parts define it: one of a template, or an
+    /// inline function's, or an inline one. Those of threads are left out.
+    #[must_use]
+    pub fn is_one_per_program(&self, id: SymbolId) -> bool {
+        let symbol = self.symbol(id);
+        let Place::Defined { block, .. } = symbol.place else { return false };
+        let section = self.section(self.block(block).section);
+        let is_written = section.group.prot == MemProt::RW && section.kind == SectionKind::Regular;
+        section.comdat.is_some() && is_written && symbol.scope == Scope::Default && symbol.is_data()
     }
 
     /// Returns what messages call a symbol: its name, or that of its section and the offset.
