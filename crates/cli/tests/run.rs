@@ -240,6 +240,43 @@ fn exceptions_cross_objects_and_libraries() {
     }
 }
 
+/// What a program has one of is one with shared libraries: variables of templates, inline ones, those of inline functions.
+#[test]
+fn one_per_program() {
+    let dir = TempDir::new().unwrap();
+    let header = r#"
+        #include <string>
+        template <class T> struct Counter { static inline int count = 0; };
+        struct Log { int lines = 0; };
+        inline Log &log() { static Log log; return log; }
+        inline int plain = 5;
+        inline std::string text = "begin";
+    "#;
+    let library = format!(
+        "{header} extern \"C\" int *touch() {{ Counter<int>::count += 10; log().lines += 7; plain++; text += \"-library\"; \
+         return &Counter<int>::count; }}"
+    );
+    let main = format!(
+        "{header} #include <cstdio>\n extern \"C\" int *touch(); int main() {{ Counter<int>::count++; log().lines++; \
+         bool same = touch() == &Counter<int>::count; \
+         std::printf(\"%d %d %d %s %d\\n\", Counter<int>::count, log().lines, plain, text.c_str(), same); }}"
+    );
+    let flags = ["-std=c++17", "-O1", "-fPIC"];
+    let library = compile(dir.path(), "library.cc", &library, &flags);
+    let main = compile(dir.path(), "main.cc", &main, &flags);
+    let shared = dir.path().join("liblibrary.so");
+    tool(Command::new("c++").arg("-shared").arg("-o").arg(&shared).arg(&library));
+    // Also where what defines them is a member of an archive.
+    let archive = dir.path().join("main.a");
+    tool(Command::new("ar").arg("rcs").arg(&archive).arg(&main));
+    for way in WAYS {
+        for program in [&main, &archive] {
+            let run = Farlink::new().arg("run").args(way).arg(program).arg(&shared).arg("-lstdc++").output();
+            assert_eq!(run.stdout, "11 8 6 begin-library 1\n", "{way:?} {run:?}");
+        }
+    }
+}
+
 /// Members of archives are loaded as they are needed: by index, from a thin archive, with names that occur twice.
 #[test]
 fn archives() {
@@ -265,6 +302,12 @@ fn archives() {
             assert_eq!(output.code, Some(42), "{name} {way:?}: {}", output.stderr);
         }
     }
+    // A thin archive's members may be those of another archive.
+    tool(Command::new("ar").args(["qcs", "inner.a"]).args([&unneeded, &two]).current_dir(dir.path()));
+    tool(Command::new("ar").args(["rcST", "nested.a", "one.c.o", "inner.a"]).current_dir(dir.path()));
+    assert!(fs::read(path("nested.a")).unwrap().windows(2).any(|pair| pair[0] == b':' && pair[1].is_ascii_digit()));
+    let output = Farlink::new().arg("run").arg(&main).arg(path("nested.a")).output();
+    assert_eq!(output.code, Some(42), "{output:?}");
 }
 
 /// Sources in assembly, and in Rust without its standard library; a source without an entry is refused with the reason.

@@ -8,6 +8,7 @@ use object::elf;
 use object::read::archive::{ArchiveFile, ArchiveOffset};
 use object::read::elf::{FileHeader, Sym};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// An archive (`.a`), thin or not.
@@ -20,6 +21,8 @@ pub struct Archive {
     members: Vec<Member>,
     /// The first member that defines each symbol.
     index: HashMap<Box<str>, Member>,
+    /// Of a thin archive's members that are themselves in archives: where in those their headers are.
+    nested: HashMap<Member, u64>,
 }
 
 /// A member of an archive: the position of its header, which tells members of one name apart.
@@ -41,13 +44,14 @@ impl Archive {
     ///
     /// Fails if the bytes are not an archive.
     pub fn parse(name: &str, bytes: Bytes) -> Result<Self, ElfError> {
+        let (bytes, nested) = take_nested(bytes);
         let (members, symbols) = {
             let malformed = |error: object::read::Error| ElfError::malformed(name, error);
             let file = ArchiveFile::parse(&*bytes).map_err(malformed)?;
             let members = positions(name, &bytes, &file)?;
             (members, index(name, &file)?)
         };
-        let mut archive = Self { name: name.to_owned(), bytes, members, index: HashMap::new() };
+        let mut archive = Self { name: name.to_owned(), bytes, members, index: HashMap::new(), nested };
         match symbols {
             Some(symbols) => {
                 for (symbol, member) in symbols {
@@ -90,12 +94,19 @@ impl Archive {
         let display_name = format!("{}({name})", self.name);
         if found.is_thin() {
             let path = self.thin_path(&name);
-            let bytes = std::fs::read(&path).map_err(|error| ElfError::ThinMember {
+            let unreadable = |error: String| ElfError::ThinMember {
                 archive: self.name.clone(),
                 member: path.display().to_string(),
-                error: error.to_string(),
-            })?;
-            return Ok((display_name, bytes.into()));
+                error,
+            };
+            let bytes: Bytes = std::fs::read(&path).map_err(|error| unreadable(error.to_string()))?.into();
+            let Some(&position) = self.nested.get(&member) else { return Ok((display_name, bytes)) };
+            // A thin one has files and no members of its own, which could be this archive again.
+            if identify(&bytes) != InputKind::Archive {
+                return Err(unreadable("it is not an archive with members of its own".to_owned()));
+            }
+            let (members, index, nested) = Default::default();
+            return Self { name: display_name, bytes, members, index, nested }.member(Member(position));
         }
         let (start, size) = found.file_range();
         let range = usize::try_from(start).ok().zip(start.checked_add(size).and_then(|end| usize::try_from(end).ok()));
@@ -123,6 +134,46 @@ impl Archive {
         self.index = index;
         Ok(())
     }
+}
+
+/// Bytes of a member's header, and of the name in it.
+const HEADER_BYTES: usize = 60;
+const NAME_BYTES: usize = 16;
+
+/// Where in a header the size of the member is.
+const SIZE: Range<usize> = 48..58;
+
+/// What a thin archive begins with.
+const THIN_MAGIC: &[u8] = b"!<thin>\n";
+
+/// Finds the members of a thin archive that are themselves in archives. GNU's names for those, `/12:345`, say where their
+/// headers are; in the bytes that are returned they are the names of those archives, which is what others understand.
+fn take_nested(bytes: Bytes) -> (Bytes, HashMap<Member, u64>) {
+    let mut nested = HashMap::new();
+    if !bytes.starts_with(THIN_MAGIC) {
+        return (bytes, nested);
+    }
+    let mut plain = bytes.to_vec();
+    let mut position = THIN_MAGIC.len();
+    while let Some(header) = plain.get_mut(position..).and_then(|rest| rest.get_mut(..HEADER_BYTES)) {
+        let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.trim_end().parse::<u64>().ok();
+        let is_table = matches!(header[..2], [b'/', b' ' | b'/']) || header.starts_with(b"/SYM64/");
+        let content =
+            if is_table { number(&header[SIZE]).and_then(|size| usize::try_from(size).ok()) } else { Some(0) };
+        let name = &mut header[..NAME_BYTES];
+        if let Some(colon) = name.iter().position(|&byte| byte == b':')
+            && let (b'/', Some(of)) = (name[0], number(&name[colon + 1..]))
+        {
+            name[colon..].fill(b' ');
+            nested.insert(Member(position as u64), of);
+        }
+        // Members begin at even positions. What is malformed is found by who reads it next.
+        let next = content
+            .and_then(|content| position.checked_add(HEADER_BYTES)?.checked_add(content)?.checked_next_multiple_of(2));
+        let Some(next) = next else { break };
+        position = next;
+    }
+    (if nested.is_empty() { bytes } else { plain.into() }, nested)
 }
 
 /// Returns the positions of all members' headers.
