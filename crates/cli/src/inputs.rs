@@ -37,12 +37,30 @@ const FORTRAN_RUNTIME: &str = "libgfortran.so.5";
 /// The mathematical functions, which both have.
 const MATH_LIBRARY: &str = "libm.so.6";
 
+/// The same for vectors, which compilers write calls of with `-ffast-math`.
+const VECTOR_MATH_LIBRARY: &str = "libmvec.so.1";
+
 /// Something to link, read but not yet given to a library.
 pub(crate) enum Loaded {
-    Object { name: String, bytes: Vec<u8> },
-    Archive { path: PathBuf, bytes: Vec<u8> },
-    WholeArchive { path: PathBuf, bytes: Vec<u8> },
-    Shared { path: String },
+    Object {
+        name: String,
+        bytes: Vec<u8>,
+    },
+    Archive {
+        path: PathBuf,
+        bytes: Vec<u8>,
+    },
+    WholeArchive {
+        path: PathBuf,
+        bytes: Vec<u8>,
+    },
+    Shared {
+        path: String,
+    },
+    /// What a linker script has for symbols that nothing else defines.
+    AsNeeded {
+        path: PathBuf,
+    },
 }
 
 /// Reads and compiles everything that the command line names, in its order, libraries last.
@@ -76,6 +94,9 @@ pub(crate) fn load(args: &InputArgs, signals: &Signals) -> Result<Vec<Loaded>, E
     let runtimes = [(has_cxx, CXX_RUNTIME), (has_fortran, FORTRAN_RUNTIME), (has_cxx || has_fortran, MATH_LIBRARY)];
     let shared = |path: &str| Loaded::Shared { path: path.to_owned() };
     loaded.extend(runtimes.into_iter().filter(|&(is_needed, _)| is_needed).map(|(_, path)| shared(path)));
+    if has_cxx || has_fortran {
+        loaded.push(Loaded::AsNeeded { path: VECTOR_MATH_LIBRARY.into() });
+    }
     Ok(loaded)
 }
 
@@ -109,12 +130,16 @@ fn load_file(path: &Path, depth: usize, args: &InputArgs, loaded: &mut Vec<Loade
             loaded.push(Loaded::Archive { path: path.to_owned(), bytes });
         }
         InputKind::Text if has_extension(path, "so") => {
-            for file in script::parse(&String::from_utf8_lossy(&bytes)).map_err(|what| Error::input(path, what))? {
+            let files = script::parse(&String::from_utf8_lossy(&bytes)).map_err(|what| Error::input(path, what))?;
+            for file in files.inputs {
                 if depth == MAX_SCRIPT_DEPTH {
                     return Err(Error::input(path, "linker scripts name each other without end"));
                 }
                 load_file(&scripted(path, &file, args)?, depth + 1, args, loaded)?;
             }
+            // One that is not there is none that is needed.
+            let as_needed = files.as_needed.iter().filter_map(|file| scripted(path, file, args).ok());
+            loaded.extend(as_needed.map(|path| Loaded::AsNeeded { path }));
         }
         // Whatever else it is, parsing it as an object says what is wrong with it.
         _ => loaded.push(Loaded::Object { name: path.display().to_string(), bytes }),
@@ -185,14 +210,23 @@ pub(crate) fn needs(loaded: &[Loaded]) -> Needs {
 /// those of the C library that each program has for itself.
 const COMPILER_ARCHIVES: [&str; 2] = ["libgcc.a", "libc_nonshared.a"];
 
-/// Adds what compilers link with every program, as far as the compiler is there. Returns whether there was anything.
-pub(crate) fn add_compiler_archives(library: &Library) -> Result<bool, Error> {
+/// Returns the libraries that are for what nothing else defines.
+pub(crate) fn as_needed(loaded: &[Loaded]) -> Vec<PathBuf> {
+    let path = |input: &Loaded| if let Loaded::AsNeeded { path } = input { Some(path.clone()) } else { None };
+    loaded.iter().filter_map(path).collect()
+}
+
+/// Adds what is for symbols that nothing else defines: what compilers link with every program, as far as the compiler is
+/// there, and the libraries `as_needed`. Returns whether there was anything.
+pub(crate) fn add_needed(library: &Library, as_needed: &[PathBuf]) -> Result<bool, Error> {
+    // One that cannot be opened leaves undefined what it is for, which is then what is reported.
+    let opened = as_needed.iter().filter(|path| library.add_shared_library(&path.to_string_lossy()).is_ok()).count();
     let paths: Vec<PathBuf> = COMPILER_ARCHIVES.into_iter().filter_map(compiler_file).collect();
     for path in &paths {
         let bytes = std::fs::read(path).map_err(|error| Error::Read { path: path.clone(), error })?;
         library.add_archive(&path.display().to_string(), bytes)?;
     }
-    Ok(!paths.is_empty())
+    Ok(!paths.is_empty() || opened > 0)
 }
 
 /// Gives a library everything that was loaded, and the definitions of the command line.
@@ -206,6 +240,7 @@ pub(crate) fn add(library: &Library, args: &InputArgs, loaded: Vec<Loaded>) -> R
             Loaded::Archive { path, bytes } => library.add_archive(&path.display().to_string(), bytes)?,
             Loaded::WholeArchive { path, bytes } => library.add_whole_archive(&path.display().to_string(), bytes)?,
             Loaded::Shared { path } => library.add_shared_library(&path)?,
+            Loaded::AsNeeded { .. } => {}
         }
     }
     Ok(())

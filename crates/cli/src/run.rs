@@ -20,6 +20,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     let loaded = inputs::load(&args.input, &signals)?;
     clock.lap("load inputs");
     let session = session(&args, inputs::needs(&loaded))?;
+    let as_needed = inputs::as_needed(&loaded);
     clock.lap("start executor");
     let library = session.create_library("main");
     if args.gc_sections || inputs::has_rust_program(&args.input) {
@@ -30,8 +31,8 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     program.extend(args.args.iter().cloned());
     signals.run((!args.in_process).then_some(&session));
     let mut outcome = link_and_execute(&session, &library, &args, &program);
-    if matches!(&outcome, Err(Error::Farlink(farlink::Error::Undefined(_)))) && inputs::add_compiler_archives(&library)?
-    {
+    let is_undefined = matches!(&outcome, Err(Error::Farlink(farlink::Error::Undefined(_))));
+    if is_undefined && inputs::add_needed(&library, &as_needed)? {
         outcome = link_and_execute(&session, &library, &args, &program);
     }
     let outcome = outcome.map_err(|error| explain_entry(error, &args));

@@ -1,22 +1,28 @@
 //! GNU ld scripts in place of shared libraries, as `libm.so` and `libc.so` are on many systems.
 //!
 //! Only what such stand-ins use is read: `INPUT` and `GROUP` with file names, `AS_NEEDED` within them, and comments.
-//! Files that are only as needed are left out: what is needed is decided when a symbol is looked up, and the library
-//! that needs them opens them itself.
 
-/// Returns the files that a script names, in order.
-pub(crate) fn parse(text: &str) -> Result<Vec<String>, String> {
+/// The files that a script names, in order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Files {
+    pub(crate) inputs: Vec<String>,
+    /// Those that are for what the others do not define.
+    pub(crate) as_needed: Vec<String>,
+}
+
+/// Returns the files that a script names.
+pub(crate) fn parse(text: &str) -> Result<Files, String> {
     let text = without_comments(text)?;
     let spaced = text.replace('(', " ( ").replace(')', " ) ").replace(',', " ");
     let mut words = spaced.split_whitespace();
-    let mut files = Vec::new();
+    let mut files = Files::default();
     while let Some(command) = words.next() {
         if words.next() != Some("(") {
             return Err(format!("it is neither an ELF file nor a linker script ({command:?} is no command)"));
         }
         match command {
             "INPUT" | "GROUP" => arguments(&mut words, &mut files)?,
-            "OUTPUT_FORMAT" | "OUTPUT_ARCH" => arguments(&mut words, &mut Vec::new())?,
+            "OUTPUT_FORMAT" | "OUTPUT_ARCH" => arguments(&mut words, &mut Files::default())?,
             other => return Err(format!("a linker script with the command {other} is not understood")),
         }
     }
@@ -24,7 +30,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<String>, String> {
 }
 
 /// Reads file names up to the closing parenthesis.
-fn arguments<'a>(words: &mut impl Iterator<Item = &'a str>, files: &mut Vec<String>) -> Result<(), String> {
+fn arguments<'a>(words: &mut impl Iterator<Item = &'a str>, files: &mut Files) -> Result<(), String> {
     let mut as_needed = false;
     while let Some(word) = words.next() {
         match word {
@@ -32,8 +38,8 @@ fn arguments<'a>(words: &mut impl Iterator<Item = &'a str>, files: &mut Vec<Stri
             ")" if as_needed => as_needed = false,
             ")" => return Ok(()),
             "(" | "AS_NEEDED" => break,
-            _ if as_needed => {}
-            file => files.push(file.to_owned()),
+            file if as_needed => files.as_needed.push(file.to_owned()),
+            file => files.inputs.push(file.to_owned()),
         }
     }
     Err("the linker script has unbalanced parentheses".to_owned())
@@ -55,13 +61,15 @@ fn without_comments(text: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    /// The scripts that Debian has for libm and libc name the shared library, and what is only as needed is left out.
+    /// The scripts that Debian has for libm and libc name the shared library, and what is only as needed is kept apart.
     #[test]
     fn reads_stand_ins() {
         let libm = "/* GNU ld script\n*/\nOUTPUT_FORMAT(elf64-x86-64)\n\
                     GROUP ( /lib/x86_64-linux-gnu/libm.so.6  AS_NEEDED ( /lib/x86_64-linux-gnu/libmvec.so.1 ) )\n";
-        assert_eq!(parse(libm), Ok(vec!["/lib/x86_64-linux-gnu/libm.so.6".to_owned()]));
-        assert_eq!(parse("INPUT(a.so,b.a -lc)"), Ok(["a.so", "b.a", "-lc"].map(str::to_owned).to_vec()));
+        let files = parse(libm).unwrap();
+        assert_eq!(files.inputs, ["/lib/x86_64-linux-gnu/libm.so.6"]);
+        assert_eq!(files.as_needed, ["/lib/x86_64-linux-gnu/libmvec.so.1"]);
+        assert_eq!(parse("INPUT(a.so,b.a -lc)").unwrap().inputs, ["a.so", "b.a", "-lc"]);
     }
 
     /// Text that is no such script is an error that says so.

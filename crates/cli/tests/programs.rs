@@ -281,3 +281,78 @@ fn static_math() {
     };
     with_archives("static_math", MATH, &[&archive], &["-lm"]);
 }
+
+/// Vectorized calls of mathematical functions, which libm's linker script has a library of its own for.
+#[test]
+fn vector_math() {
+    let dir = TempDir::new().unwrap();
+    let source = "#include <math.h>\n#include <stdio.h>\n double a[256]; int main(void) { double sum = 0; \
+                  for (int i = 0; i < 256; i++) a[i] = i * .01; for (int i = 0; i < 256; i++) a[i] = sin(a[i]); \
+                  for (int i = 0; i < 256; i++) sum += a[i]; printf(\"%.6f\\n\", sum); return 0; }";
+    let object = compile(dir.path(), "main.c", source, &["-O3", "-ffast-math", "-fPIC"]);
+    assert!(tool(Command::new("nm").arg(&object)).contains("_ZGVbN2v_sin"));
+    same_as_native(&[object], &["-lm"], &[]);
+}
+
+/// C++ with its runtime and its unwinder from static libraries.
+#[test]
+fn static_cxx() {
+    let dir = TempDir::new().unwrap();
+    let source = r#"
+    #include <iostream>
+    #include <future>
+    #include <map>
+    #include <regex>
+    #include <stdexcept>
+    int main() {
+        std::map<std::string, int> map{{"a", 1}};
+        try { map.at("b"); } catch (const std::out_of_range &error) { std::cout << error.what() << std::endl; }
+        auto fails = std::async(std::launch::async, []() -> int { throw std::runtime_error("in a thread"); });
+        try { fails.get(); } catch (const std::exception &error) { std::cout << error.what() << std::endl; }
+        std::cout << std::regex_replace("foo bar", std::regex("o+"), "0") << std::endl;
+        return map.size();
+    }
+    "#;
+    let object = compile(dir.path(), "main.cc", source, &["-std=c++17", "-O1", "-fPIC"]);
+    let native = native("c++", [&object], &["-static-libstdc++", "-static-libgcc", "-pthread"], &[], b"");
+    assert_eq!((native.code, native.stdout.lines().count()), (Some(1), 3));
+    for way in WAYS {
+        let libraries = ["-l:libstdc++.a", "-l:libgcc_eh.a", "-lm"];
+        let output = Farlink::new().arg("run").args(way).arg(&object).args(libraries).output();
+        assert_eq!(output, native, "{way:?}");
+    }
+}
+
+/// OpenSSL's static library: digests and ciphers, as its own tables choose them for this processor.
+#[test]
+fn static_crypto() {
+    let source = r#"
+    #include <openssl/evp.h>
+    #include <stdio.h>
+    static void show(const unsigned char *bytes, int count) {
+        for (int i = 0; i < count; i++) printf("%02x", bytes[i]);
+        puts("");
+    }
+    int main(void) {
+        unsigned char out[64], key[32] = {1}, iv[16] = {2};
+        unsigned count;
+        int len, rest;
+        EVP_Digest("hello", 5, out, &count, EVP_sha256(), NULL);
+        show(out, count);
+        EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new();
+        EVP_EncryptInit_ex(context, EVP_aes_256_gcm(), NULL, key, iv);
+        EVP_EncryptUpdate(context, out, &len, (const unsigned char *)"thirteen byte", 13);
+        EVP_EncryptFinal_ex(context, out + len, &rest);
+        show(out, len + rest);
+        EVP_CIPHER_CTX_free(context);
+        EVP_PKEY *pair = EVP_PKEY_Q_keygen(NULL, NULL, "EC", "P-256");
+        printf("%d\n", EVP_PKEY_get_bits(pair));
+        EVP_PKEY_free(pair);
+        // Executors of LLVM may end without it.
+        fflush(stdout);
+        return 11;
+    }
+    "#;
+    let output = with_archives("static_crypto", source, &["libcrypto.a"], &["-ldl"]);
+    assert!(output.is_none_or(|output| output.code == Some(11)));
+}
