@@ -149,6 +149,35 @@ fn ifuncs() {
     program.check("ifuncs", &models);
 }
 
+/// Addresses of functions of shared libraries, in code that holds them in 32 bits and in other code.
+#[test]
+fn addresses_of_functions() {
+    let program = Program { sources: &["functions.c", "functions_other.c"], compilers: C, flags: &[], libraries: &[] };
+    program.check("addresses_of_functions", &["-O2", "-O0 -fno-pic", "-O2 -fno-pic", "-O2 -fno-pic -mcmodel=medium"]);
+    // One object of each kind: both see one address.
+    let dir = TempDir::new().unwrap();
+    let objects = [
+        program.compile(dir.path(), "cc", "-O1 -fno-pic", "functions.c"),
+        program.compile(dir.path(), "cc", "-O1 -fPIC", "functions_other.c"),
+    ];
+    let native = native("cc", &objects, &["-no-pie"], &[], b"");
+    assert_eq!(run(&[], &objects, &[], &[]), native);
+}
+
+/// Objects of C++ that are not position-independent catch exceptions of their own.
+#[test]
+fn exceptions_in_low_memory() {
+    let dir = TempDir::new().unwrap();
+    let text = "struct Failure { int n; }; struct Scope { int &n; ~Scope() { n++; } };\n\
+                __attribute__((noinline)) static void fail(int n) { throw Failure{n}; }\n\
+                int main() { int n = 0; try { Scope scope{n}; fail(4); } catch (const Failure &failure) { return failure.n + n; } }";
+    let object = common::compile(dir.path(), "exceptions.cc", text, &["-O1", "-fno-pic"]);
+    for way in common::WAYS {
+        let output = run(way, std::slice::from_ref(&object), &["-lstdc++"], &[]);
+        assert_eq!((output.code, output.stderr.as_str()), (Some(5), ""), "{way:?}");
+    }
+}
+
 /// Trampolines on the stack.
 #[test]
 fn nested_functions() {

@@ -134,7 +134,7 @@ fn collect(
     batch: &Batch<'_>,
     is_unknown: impl Fn(&mut State, &str) -> bool,
 ) -> Result<(Claim, Vec<String>), Error> {
-    let mut claim = Claim::default();
+    let mut claim = Claim::new(library.session.low_memory);
     let mut state = library.lock();
     let collected = claim.collect(&mut state, batch);
     let mut names = std::mem::take(&mut claim.one_per_program);

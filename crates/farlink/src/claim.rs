@@ -9,8 +9,8 @@ use crate::library::ObjectId;
 use crate::state::{ObjectState, State};
 use crate::table::{Definition, Value};
 use farlink_addr::ExecutorAddr;
-use farlink_graph::{Bound, Bounded, LinkGraph, Linkage, SymbolId, parse_bound};
-use foldhash::HashMap;
+use farlink_graph::{Bound, Bounded, FunctionStub, LinkGraph, Linkage, SymbolId, parse_bound};
+use foldhash::{HashMap, HashSet};
 use rustc_hash::FxHashMap;
 use std::time::Instant;
 
@@ -37,6 +37,16 @@ pub(crate) enum Of {
     Code,
     Data,
     Nothing,
+}
+
+/// A stub that may become the address of what the executor is asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct AskedStub {
+    /// Position among the names asked for.
+    pub(crate) asked: usize,
+    /// Position in the batch of the object that has the stub.
+    pub(crate) position: usize,
+    pub(crate) stub: FunctionStub,
 }
 
 /// An object of the batch.
@@ -73,11 +83,19 @@ pub(crate) struct Claim {
     pub(crate) others: Vec<ObjectId>,
     /// Handles of the shared libraries to search.
     pub(crate) shared: Vec<ExecutorAddr>,
+    /// Whether there may be code with 32-bit absolute addresses.
+    low_memory: bool,
+    /// Stubs for names that such code wants the addresses of.
+    pub(crate) function_stubs: Vec<AskedStub>,
     /// If there are any: the names that the batch defines and of which a program has one definition.
     pub(crate) one_per_program: Vec<String>,
 }
 
 impl Claim {
+    pub(crate) fn new(low_memory: bool) -> Self {
+        Self { low_memory, ..Self::default() }
+    }
+
     /// Claims everything that `batch` needs.
     pub(crate) fn collect(&mut self, state: &mut State, batch: &Batch<'_>) -> Result<(), Error> {
         self.shared.clone_from(&state.shared);
@@ -105,6 +123,9 @@ impl Claim {
         self.find_late(state)?;
         self.record_uses(state);
         self.tell_sizes();
+        if self.low_memory {
+            self.add_function_stubs();
+        }
         self.objects.iter_mut().try_for_each(|claimed| Ok(farlink_graph::build_tables(&mut claimed.graph)?))
     }
 
@@ -180,6 +201,22 @@ impl Claim {
                 if let (symbol, Target::Batch(other, definition)) = self.objects[position].targets[index] {
                     let size = self.objects[other].graph.symbol(definition).size;
                     self.objects[position].graph.set_size(symbol, size);
+                }
+            }
+        }
+    }
+
+    /// Adds a stub for every name to ask for that may be a function whose address does not fit in 32 bits.
+    fn add_function_stubs(&mut self) {
+        let mut known = HashSet::default();
+        for (position, claimed) in self.objects.iter_mut().enumerate() {
+            let wanted = farlink_graph::absolute_externals(&claimed.graph);
+            for index in 0..claimed.targets.len() {
+                let (symbol, Target::Ask(asked)) = claimed.targets[index] else { continue };
+                if wanted.binary_search(&symbol).is_ok() && known.insert(asked) {
+                    let stub = farlink_graph::add_function_stub(&mut claimed.graph, symbol);
+                    claimed.targets.push((stub.function, Target::Ask(asked)));
+                    self.function_stubs.push(AskedStub { asked, position, stub });
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The values of the external symbols of a batch.
 
 use crate::Error;
-use crate::claim::{Claim, Target};
+use crate::claim::{AskedStub, Claim, Target};
 use crate::error::UndefinedSymbol;
 use crate::library::LibraryInner;
 use crate::place::Places;
@@ -11,7 +11,7 @@ use crate::table::Value;
 use crate::thread_local;
 use farlink_addr::ExecutorAddr;
 use farlink_graph::TlsAddress;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::MutexGuard;
 
 /// Finds the address of every external symbol of the batch that is not thread-local; gives those of its names.
@@ -44,6 +44,9 @@ pub(crate) fn resolve(
             claim.objects[position].graph.set_address(symbol, found.unwrap_or(ExecutorAddr::NULL));
         }
     }
+    if let Some(runtime) = &session.runtime {
+        place_functions(runtime, claim, &found)?;
+    }
     let roots = claim.roots.iter().zip(names);
     roots
         .map(|(&target, &name)| {
@@ -51,6 +54,35 @@ pub(crate) fn resolve(
             address(claim, target, name).ok_or_else(|| Error::ThreadLocal { symbol: name.to_owned() })
         })
         .collect()
+}
+
+/// Gives functions that are too far away for 32-bit absolute addresses those of their stubs, for the whole batch.
+fn place_functions(runtime: &Runtime, claim: &mut Claim, found: &[Option<ExecutorAddr>]) -> Result<(), Error> {
+    let is_far = |addr: &ExecutorAddr| i32::try_from(addr.as_u64()).is_err();
+    let far = |&asked: &AskedStub| Some((asked, found[asked.asked].filter(is_far)?));
+    let far: Vec<(AskedStub, ExecutorAddr)> = claim.function_stubs.iter().filter_map(far).collect();
+    if far.is_empty() {
+        return Ok(());
+    }
+    let are_code = runtime.are_code(far.iter().map(|&(_, addr)| addr).collect())?;
+    let functions = far.iter().zip(are_code).filter(|&(_, is_code)| is_code);
+    let stub =
+        |(asked, _): &(AskedStub, ExecutorAddr)| claim.objects[asked.position].graph.symbol_address(asked.stub.stub);
+    let stubs: HashMap<usize, ExecutorAddr> =
+        functions.filter_map(|(far, _)| Some((far.0.asked, stub(far)?))).collect();
+    for claimed in &mut claim.objects {
+        for &(symbol, target) in &claimed.targets {
+            if let Target::Ask(asked) = target
+                && let Some(&stub) = stubs.get(&asked)
+            {
+                claimed.graph.set_address(symbol, stub);
+            }
+        }
+    }
+    for (AskedStub { position, stub, .. }, addr) in far {
+        claim.objects[position].graph.set_address(stub.function, addr);
+    }
+    Ok(())
 }
 
 /// Returns the addresses of the names that the batch asks for, with one call if any of them is not known.

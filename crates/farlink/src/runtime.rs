@@ -7,7 +7,7 @@ use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_mem::{DirectoryActions, MemoryManager};
 use farlink_rpc::{CallError, Executor, Pending};
 use farlink_wire::functions::{
-    ALLOW_EXECUTABLE_STACKS, DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19, DEREGISTER_UNWIND_DIRECTORY,
+    ALLOW_EXECUTABLE_STACKS, ARE_CODE, DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19, DEREGISTER_UNWIND_DIRECTORY,
     DEREGISTER_UNWIND_INDEX, DYLIB_INSTANCE, DYLIB_LOOKUP, DYLIB_OPEN, DYLIB_OPEN_STATIC, DYLIB_RESOLVE, Expected,
     PLACE_BELOW, READ_BUFFERS, REGISTER_EH_FRAME, REGISTER_EH_FRAME_19, REGISTER_UNWIND_DIRECTORY,
     REGISTER_UNWIND_INDEX, RESOLVE, RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS, RUN_PROGRAM, SIMPLE_INSTANCE, TLS_CLOSE,
@@ -174,6 +174,18 @@ impl Runtime {
             (Some(_), Some(section)) => self.eh_frame_actions(section).map(Some),
             _ => Ok(None),
         }
+    }
+
+    /// Returns whether each address is that of code.
+    pub(crate) fn are_code(&self, addrs: Vec<ExecutorAddr>) -> Result<Vec<bool>, Error> {
+        let operation = "tell functions from data";
+        let count = addrs.len();
+        let are_code = answer(operation, self.executor.bind(ARE_CODE)?.call(&(addrs,)).wait()?)?;
+        if are_code.len() != count {
+            let text = format!("{} answers came back for {count} addresses", are_code.len());
+            return Err(Error::Refused { operation, text });
+        }
+        Ok(are_code)
     }
 
     /// Makes a module of thread-local variables; gives its handle and its place.

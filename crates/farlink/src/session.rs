@@ -232,6 +232,7 @@ impl SessionBuilder {
             call_timeout: None,
             keeps_graphs: true,
             undefined_zero,
+            low_memory: false,
         });
         Ok((session, image))
     }
@@ -266,6 +267,7 @@ impl SessionBuilder {
             call_timeout: self.call_timeout,
             keeps_graphs: false,
             undefined_zero: false,
+            low_memory: self.low_memory,
         })
     }
 }
@@ -305,6 +307,8 @@ pub(crate) struct SessionInner {
     pub(crate) keeps_graphs: bool,
     /// Whether, without an executor, what is defined nowhere has the address 0.
     pub(crate) undefined_zero: bool,
+    /// Whether linked code may have 32-bit absolute addresses.
+    pub(crate) low_memory: bool,
 }
 
 impl SessionInner {

@@ -165,6 +165,8 @@ functions! {
         ((ExecutorAddr, ExecutorAddr, Vec<LookupName>)) -> Expected<Vec<SymbolDef>>;
     /// (handles, names): the address of each name in the first library that has it. The null handle is the process itself.
     RESOLVE = "farlink.resolve": ((Vec<ExecutorAddr>, Vec<String>)) -> Expected<Vec<Option<ExecutorAddr>>>;
+    /// (addresses): whether each is that of code.
+    ARE_CODE = "farlink.are_code": ((Vec<ExecutorAddr>,)) -> Expected<Vec<bool>>;
 }
 
 // Calls.

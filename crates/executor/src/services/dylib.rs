@@ -19,6 +19,7 @@ wrappers! { announce:
     DYLIB_RESOLVE => dylib_resolve = resolve_one;
     DYLIB_LOOKUP => dylib_lookup = look_up;
     RESOLVE => resolve = resolve_in_order;
+    ARE_CODE => are_code = in_executable_memory;
 }
 
 /// The handles that `dlopen` has given.
@@ -166,4 +167,23 @@ fn resolve_in_order((libraries, names): (Vec<ExecutorAddr>, Vec<String>)) -> Res
         let first = |name: &String| libraries.iter().find_map(|&library| find(library, name));
         names.iter().map(first).collect()
     }))
+}
+
+/// Whether each address is in memory that can be run. What is asked for has just been found in a library, and stays there.
+fn in_executable_memory((addrs,): (Vec<ExecutorAddr>,)) -> Result<Expected<Vec<bool>>, OutOfBand> {
+    let maps = match std::fs::read_to_string("/proc/self/maps") {
+        Ok(maps) => maps,
+        Err(error) => return Ok(Err(format!("/proc/self/maps cannot be read: {error}"))),
+    };
+    let code: Vec<_> = maps.lines().filter_map(executable_range).collect();
+    let is_code = |addr: &ExecutorAddr| code.iter().any(|&(start, end)| (start..end).contains(&addr.as_u64()));
+    Ok(Ok(addrs.iter().map(is_code).collect()))
+}
+
+/// Returns the bounds of a mapping that can be run, from its line in `/proc/self/maps`.
+fn executable_range(line: &str) -> Option<(u64, u64)> {
+    let (bounds, rest) = line.split_once(' ')?;
+    let (start, end) = bounds.split_once('-')?;
+    let number = |digits| u64::from_str_radix(digits, 16).ok();
+    number(start).zip(number(end)).filter(|_| rest.get(2..3) == Some("x"))
 }

@@ -1,0 +1,2 @@
+#include <stdio.h>
+int (*put_of_other(void))(const char *) { return puts; }
