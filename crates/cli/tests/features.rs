@@ -199,6 +199,13 @@ fn alignments() {
     program.check("alignments", &["-O1 -fPIC", "-O2 -fPIE"]);
 }
 
+/// Zero fill of more than a gigabyte, within reach of code of the small model, also in low memory.
+#[test]
+fn gigabytes_of_zeros() {
+    let program = Program { sources: &["zeros.c"], compilers: C, flags: &[], libraries: &[] };
+    program.check("gigabytes_of_zeros", &["-O0", "-O2 -fPIC", "-O2 -fno-pic"]);
+}
+
 /// Beginning, end, children and signals.
 #[test]
 fn life_cycle() {

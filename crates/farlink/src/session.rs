@@ -35,6 +35,9 @@ pub enum Memory {
 /// Bytes of address space that are reserved at once: 1 GiB. Pages are used only as they are written.
 pub const DEFAULT_RESERVATION_BYTES: u64 = 1 << 30;
 
+/// The same in low memory, where what is large needs most of what there is: 64 MiB.
+const LOW_RESERVATION_BYTES: u64 = 64 << 20;
+
 /// What 32-bit absolute addresses reach, with either sign.
 const LOW_LIMIT: ExecutorAddr = ExecutorAddr::new(1 << 31);
 
@@ -256,7 +259,7 @@ impl SessionBuilder {
         connection: Connection,
         callbacks: Arc<Callbacks>,
     ) -> Session {
-        let most = if self.low_memory { DEFAULT_RESERVATION_BYTES / 2 } else { u64::MAX };
+        let most = if self.low_memory { LOW_RESERVATION_BYTES } else { u64::MAX };
         let directories = crate::runtime::directory_actions(&executor);
         let memory = MemoryManager::with_directories(mapper, self.reservation_bytes.min(most), directories);
         Session::new(SessionInner {

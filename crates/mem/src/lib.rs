@@ -31,7 +31,7 @@ pub use manager::{
 };
 pub use mapper::{
     FinalizeRequest, FinalizeSegment, InProcessMapper, MapperUsage, MemoryMapper, RemoteMapper, SharedMemoryMapper,
-    StripeRange,
+    StripeBytes, StripeRange,
 };
 pub use service::{Allocation, ChildCopy, MemoryService, ServiceUsage};
 pub use sys::count::system_calls;

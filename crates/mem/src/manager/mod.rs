@@ -14,7 +14,7 @@ mod space;
 pub use alloc::{AllocatedSegment, FinalizedAlloc, InFlightAlloc, SegmentLayout, SharedBuffer};
 pub use finding::DirectoryActions;
 
-use crate::{Error, FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, WorkingMemory};
+use crate::{Error, FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, StripeBytes, WorkingMemory};
 use alloc::Taken;
 use farlink_addr::{Align, AllocGroup, ExecutorAddrRange, MemProt, PageSize};
 use farlink_rpc::{CallError, Pending};
@@ -105,7 +105,11 @@ impl MemoryManager {
         }
         let inner = Arc::clone(&self.inner);
         let wanted = self.inner.wanted_bytes(&request);
-        self.inner.mapper.reserve(wanted).map(move |reserved| inner.grow(request, wanted, reserved))
+        let reserved = match self.inner.stripes_for(&request) {
+            Some((bytes, needs)) => self.inner.mapper.reserve_for(bytes, needs),
+            None => self.inner.mapper.reserve(wanted),
+        };
+        reserved.map(move |reserved| inner.grow(request, wanted, reserved))
     }
 
     /// Finalizes allocations with one request, all or none. On failure all of them are free again, unless it is
@@ -258,6 +262,18 @@ impl Inner {
         // Where earlier reservations have stripes, the next one has.
         let is_striped = self.lock().reservations.values().any(Reservation::is_striped);
         if is_striped { usual.max(request.striped_bytes(self.page_size)) } else { usual }
+    }
+
+    /// Returns what to reserve for a request that may not fit in stripes of the usual lengths, and what it needs of each.
+    /// Its parts lie close to each other then, within reach, however large one of them is.
+    fn stripes_for(&self, request: &Request) -> Option<(u64, StripeBytes)> {
+        let is_large = request.striped_bytes(self.page_size) > self.reservation_bytes;
+        let mut needs = request.stripe_bytes(self.page_size).filter(|_| is_large && !self.mapper.is_exclusive())?;
+        // As much as without stripes, which is what is expected of the answer.
+        let total = needs.code.checked_add(needs.read_only)?.checked_add(needs.data)?;
+        let missing = request.reserve_bytes(0, self.page_size).saturating_sub(total);
+        needs.data = needs.data.checked_add(self.page_size.round_up(missing)?)?;
+        Some((request.reserve_bytes(self.reservation_bytes, self.page_size), needs))
     }
 
     /// Makes what was allocated ready for others, and gives it back.

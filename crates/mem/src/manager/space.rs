@@ -1,9 +1,9 @@
 //! Reserved space and what is taken from it: areas with their free ranges, and what a request needs of them.
 
 use super::SegmentLayout;
-use crate::Error;
 use crate::directory::{Directory, table_bytes};
 use crate::free_list::FreeList;
+use crate::{Error, StripeBytes};
 use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use smallvec::SmallVec;
 
@@ -297,6 +297,26 @@ impl Request {
         // A reservation begins at a page boundary; a larger alignment may cost up to its size.
         let extra = if self.align > page_size.align() { self.align.bytes() } else { 0 };
         self.bytes.saturating_add(extra).max(usual)
+    }
+
+    /// Returns what the segments take of each stripe; none if they have other protections, or take more than there can be.
+    pub(super) fn stripe_bytes(&self, page_size: PageSize) -> Option<StripeBytes> {
+        let mut needs = StripeBytes { code: 0, read_only: 0, data: 0 };
+        for (layout, _) in &self.segments {
+            let need = match layout.group.prot {
+                MemProt::RX => &mut needs.code,
+                MemProt::READ => &mut needs.read_only,
+                MemProt::RW => &mut needs.data,
+                _ => return None,
+            };
+            // A stripe begins at a page boundary; an alignment may cost up to its size.
+            *need = need.checked_add(packed_bytes(layout))?.checked_add(layout.align.bytes())?;
+        }
+        let whole = |bytes| page_size.round_up(bytes);
+        let code = whole(needs.code)?;
+        // The directory of the code is there too.
+        let read_only = whole(needs.read_only.checked_add(table_bytes(code))?)?;
+        Some(StripeBytes { code, read_only, data: whole(needs.data)? })
     }
 
     /// Returns how much to reserve so that every stripe has room for the whole request.

@@ -1,7 +1,7 @@
 //! Memory of this process: the controller is the executor.
 
-use super::views::{Told, View, Views, buffers, divide};
-use super::{FinalizeRequest, MapperUsage, MemoryMapper, StripeRange};
+use super::views::{Told, View, Views, buffers, divide, divide_for};
+use super::{FinalizeRequest, MapperUsage, MemoryMapper, StripeBytes, StripeRange};
 use crate::{Allocation, Error, MemoryService, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, PageSize};
 use farlink_rpc::Pending;
@@ -74,6 +74,13 @@ impl MemoryMapper for InProcessMapper {
             [] => self.service.reserve_private(bytes),
             _ => self.reserve_striped(bytes, stripes),
         }))
+    }
+
+    fn reserve_for(&self, bytes: u64, needs: StripeBytes) -> Pending<Result<ExecutorAddrRange, Error>> {
+        match divide_for(needs, self.page_size()) {
+            Some((bytes, stripes)) if self.is_striped => Pending::ready(self.reserve_striped(bytes, stripes)),
+            _ => self.reserve(bytes),
+        }
     }
 
     fn reserve_buffers(&self, bytes: u64) -> Pending<Result<ExecutorAddrRange, Error>> {

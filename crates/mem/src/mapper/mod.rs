@@ -34,6 +34,13 @@ pub trait MemoryMapper: Send + Sync {
     /// session: only its answer tells where it is.
     fn reserve(&self, bytes: u64) -> Pending<Result<ExecutorAddrRange, Error>>;
 
+    /// As [`Self::reserve`], for one allocation that is too large for stripes of the usual lengths: if there are stripes,
+    /// they have room for `needs`, and not for much more.
+    fn reserve_for(&self, bytes: u64, needs: StripeBytes) -> Pending<Result<ExecutorAddrRange, Error>> {
+        let _ = needs;
+        self.reserve(bytes)
+    }
+
     /// Returns working memory for `range`, which is part of a reservation. It is zero if the range has not been
     /// allocated before, or has been deallocated since.
     ///
@@ -121,6 +128,17 @@ pub struct MapperUsage {
     /// System calls that the memory layer has made in the executor's process since it started, by name; none if it does
     /// not tell.
     pub executor_system_calls: Vec<(String, u64)>,
+}
+
+/// What an allocation needs of each stripe, in bytes: whole pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StripeBytes {
+    /// Of that of code.
+    pub code: u64,
+    /// Of that of read-only data.
+    pub read_only: u64,
+    /// Of that of data.
+    pub data: u64,
 }
 
 /// An allocation to finalize.

@@ -5,9 +5,9 @@
 
 use super::key_pages::KeyPages;
 use super::posix::{attach, take, unlink_orphans};
-use super::views::{Told, Undo, View, Views, buffers, divide};
+use super::views::{Told, Undo, View, Views, buffers, divide, divide_for};
 use super::{
-    FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, StripeRange, check_keys, check_reserved,
+    FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, StripeBytes, StripeRange, check_keys, check_reserved,
     executor_usage, refused,
 };
 use crate::service::nameless_error;
@@ -341,6 +341,13 @@ impl MemoryMapper for SharedMemoryMapper {
             true => divide(bytes, page_size),
             false => Vec::new(),
         })
+    }
+
+    fn reserve_for(&self, bytes: u64, needs: StripeBytes) -> Pending<Result<ExecutorAddrRange, Error>> {
+        match divide_for(needs, self.inner.page_size) {
+            Some((bytes, stripes)) if self.inner.is_striped => self.inner.reserve(Ok(bytes), |_| stripes),
+            _ => self.reserve(bytes),
+        }
     }
 
     fn reserve_buffers(&self, bytes: u64) -> Pending<Result<ExecutorAddrRange, Error>> {

@@ -4,7 +4,7 @@
 //! if that has actions. Which keys are in use is known here.
 
 use super::live::Live;
-use super::{FinalizeRequest, MapperUsage, Reservations, StripeRange};
+use super::{FinalizeRequest, MapperUsage, Reservations, StripeBytes, StripeRange};
 use crate::sys::{self, Mapping, SharedObject};
 use crate::{Error, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
@@ -33,14 +33,30 @@ pub(super) fn divide(bytes: u64, page_size: PageSize) -> Vec<Stripe> {
     if quarter < MIN_STRIPE_PAGES * page {
         return Vec::new();
     }
+    let needs = StripeBytes { code: quarter - page, read_only: quarter - page, data: bytes - 2 * quarter };
+    beside_each_other(needs, page)
+}
+
+/// Divides a reservation for one allocation: each stripe has the length that it needs. Gives the length of all, too.
+pub(super) fn divide_for(needs: StripeBytes, page_size: PageSize) -> Option<(u64, Vec<Stripe>)> {
+    let page = page_size.bytes();
+    let least = |bytes: u64| bytes.max(MIN_STRIPE_PAGES * page);
+    let needs = StripeBytes { code: least(needs.code), read_only: least(needs.read_only), data: least(needs.data) };
+    let bytes = needs.code.checked_add(needs.read_only)?.checked_add(needs.data)?.checked_add(2 * page)?;
+    Some((bytes, beside_each_other(needs, page)))
+}
+
+fn beside_each_other(needs: StripeBytes, page: u64) -> Vec<Stripe> {
     let stripe = |prot, offset, size| {
         let group = AllocGroup::standard(prot);
         Stripe { group, offset, size, shared_with_children: false }
     };
+    let read_only = needs.code + page;
+    let data = read_only + needs.read_only + page;
     vec![
-        stripe(MemProt::RX, 0, quarter - page),
-        stripe(MemProt::READ, quarter, quarter - page),
-        stripe(MemProt::RW, 2 * quarter, bytes - 2 * quarter),
+        stripe(MemProt::RX, 0, needs.code),
+        stripe(MemProt::READ, read_only, needs.read_only),
+        stripe(MemProt::RW, data, needs.data),
     ]
 }
 
