@@ -6,7 +6,8 @@ use farlink_addr::ExecutorAddr;
 use farlink_mem::wrapper::call_wrapper;
 use farlink_rpc::{Disconnected, Endpoint, Handler, Options, Transport, accept};
 use farlink_wire::functions::{
-    DISPATCH_CONTEXT, DYLIB_INSTANCE, FARLINK_VERSION, PID_KEY, SHARED_INSTANCE, SIMPLE_INSTANCE, VERSION_KEY,
+    DISPATCH_CONTEXT, DYLIB_INSTANCE, FARLINK_VERSION, PID_KEY, RING_KEY, RING_VERSION, SHARED_INSTANCE,
+    SIMPLE_INSTANCE, VERSION_KEY,
 };
 use farlink_wire::setup::ExecutorInfo;
 use std::sync::Arc;
@@ -32,6 +33,9 @@ pub(crate) fn announcement(token: ExecutorAddr, passes_descriptors: bool) -> Exe
     info.set_value(PID_KEY, &u64::from(std::process::id()));
     for instance in [SHARED_INSTANCE, SIMPLE_INSTANCE, DYLIB_INSTANCE, DISPATCH_CONTEXT] {
         info.bootstrap_symbols.push((instance.to_owned(), token));
+    }
+    if passes_descriptors {
+        info.set_value(RING_KEY, &RING_VERSION);
     }
     services::announce(&mut info, passes_descriptors);
     info

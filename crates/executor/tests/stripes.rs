@@ -58,7 +58,7 @@ impl Subject {
     /// The protections of the executor's mappings from the first of shared memory to the last.
     fn mappings(&self) -> Vec<String> {
         let maps = fs::read_to_string(format!("/proc/{}/maps", self.process.child.id())).unwrap();
-        let is_shared = |line: &str| line.contains("memfd:farlink");
+        let is_shared = |line: &str| line.contains("memfd:farlink (");
         let lines: Vec<_> = maps.lines().skip_while(|line| !is_shared(line)).collect();
         let end = lines.iter().rposition(|line| is_shared(line)).unwrap();
         lines[..=end].iter().map(|line| line.split_whitespace().nth(1).unwrap().to_owned()).collect()

@@ -7,25 +7,19 @@
 //! The threads share a `Session`, not the endpoint: dropping the last clone of an [`Endpoint`] closes it.
 
 use crate::frames::{FrameEnd, FrameReader};
-use crate::pool::{Job, MAX_REFUSED, Submitted};
 use crate::session::Session;
 use crate::transport::{Link, LinkError, Transport};
 use crate::{CallError, Caller, Disconnected, Pending, SetupError};
 use farlink_addr::ExecutorAddr;
-use farlink_wire::frame::{HEADER_BYTES, Header, MAX_FRAME_BYTES, Opcode, RESULT_ERROR, RESULT_VALUE};
-use farlink_wire::functions::VERSION_KEY;
+use farlink_wire::frame::{HEADER_BYTES, Header, MAX_FRAME_BYTES, Opcode};
+use farlink_wire::functions::{RING_KEY, RING_TAG, RING_VERSION, VERSION_KEY};
 use farlink_wire::setup::ExecutorInfo;
-use farlink_wire::sps::{Blob, SpsError, from_bytes, to_bytes};
-use std::any::Any;
+use farlink_wire::sps::{SpsError, from_bytes, to_bytes};
 use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, io, thread};
-
-/// Stack of a thread that serves calls, in bytes: what Linux gives a program's first thread.
-const WORKER_STACK_BYTES: usize = 8 << 20;
 
 /// How long hanging up waits for a peer that does not read.
 const HANGUP_PATIENCE: Duration = Duration::from_secs(1);
@@ -56,11 +50,19 @@ pub struct Options {
     /// and 22 do not; these get an empty value instead. Not unless set, but [`connect`] recognizes farlink's
     /// executor by itself.
     pub out_of_band_results: bool,
+    /// Whether a controller shares a ring in memory with an executor that offers it, for small messages, if the connection
+    /// passes descriptors. So unless unset.
+    pub shared_ring: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { setup_timeout: Duration::from_secs(30), max_concurrent_calls: 1024, out_of_band_results: false }
+        Self {
+            setup_timeout: Duration::from_secs(30),
+            max_concurrent_calls: 1024,
+            out_of_band_results: false,
+            shared_ring: true,
+        }
     }
 }
 
@@ -86,7 +88,7 @@ pub fn connect(
     frames.set_deadline(None);
     let out_of_band_results = options.out_of_band_results || info.value(VERSION_KEY).is_some();
     let options = Options { out_of_band_results, ..options };
-    let endpoint = start(link, frames, Role::Controller, handler, &options).map_err(failed)?;
+    let endpoint = start(link, frames, Role::Controller, &info, handler, &options).map_err(failed)?;
     Ok((endpoint, info))
 }
 
@@ -116,7 +118,7 @@ pub fn accept(
         LinkError::Io(error) => io::Error::from(error),
     })?;
     let frames = FrameReader::new(Arc::clone(&link), None);
-    start(link, frames, Role::Executor, handler, &options)
+    start(link, frames, Role::Executor, info, handler, &options)
 }
 
 /// Checks the first message.
@@ -243,7 +245,7 @@ impl fmt::Debug for Endpoint {
 
 /// Which side of a session this is. Only the executor's may send Setup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(crate) enum Role {
     Controller,
     Executor,
 }
@@ -252,17 +254,22 @@ fn start(
     link: Arc<Link>,
     frames: FrameReader,
     role: Role,
+    info: &ExecutorInfo,
     handler: Arc<dyn Handler>,
     options: &Options,
 ) -> io::Result<Endpoint> {
-    let session = Arc::new(Session::new(&link, options.max_concurrent_calls, options.out_of_band_results));
-    let mut reader = Reader { frames, role, session: Arc::clone(&session), handler };
+    let offers_ring = info.value(RING_KEY).is_some_and(|version| from_bytes(version) == Ok(RING_VERSION));
+    let session = Session::new(&link, handler, options);
+    if role == Role::Controller && offers_ring && options.shared_ring {
+        session.make_ring();
+    }
+    let mut reader = Reader { frames, role, session: Arc::clone(&session), offers_ring };
     thread::Builder::new().name("farlink-reader".to_owned()).spawn(move || {
         let found = reader.run();
-        let Reader { frames, session, handler, .. } = reader;
+        let Reader { frames, session, .. } = reader;
         drop(frames);
+        session.end_ring();
         session.end(link, found);
-        drop(handler);
     })?;
     Ok(Endpoint(Arc::new(Owner(session))))
 }
@@ -272,7 +279,8 @@ struct Reader {
     frames: FrameReader,
     role: Role,
     session: Arc<Session>,
-    handler: Arc<dyn Handler>,
+    /// Whether the executor has announced the shared ring.
+    offers_ring: bool,
 }
 
 impl Reader {
@@ -291,11 +299,20 @@ impl Reader {
 
     fn deliver(&self, header: Header, payload: Vec<u8>) -> Result<(), Disconnected> {
         match header.opcode {
-            Opcode::Result => self.deliver_result(header, payload),
-            Opcode::Call => self.deliver_call(Job { sequence: header.sequence, function: header.tag, args: payload }),
+            Opcode::Call => self.session.deliver(header, payload),
+            Opcode::Result => {
+                self.session.deliver(header, payload)?;
+                self.session.nudge_ring();
+                Ok(())
+            }
             Opcode::Hangup => Err(hangup_reason(&payload)),
+            Opcode::Doorbell => self.session.answer_bell(),
             Opcode::Descriptor if self.role == Role::Executor => {
-                self.session.keep_descriptor(header.tag.as_u64(), self.frames.take_descriptor())
+                let (tag, descriptor) = (header.tag.as_u64(), self.frames.take_descriptor());
+                if tag == RING_TAG && self.offers_ring {
+                    return self.session.open_ring(descriptor);
+                }
+                self.session.keep_descriptor(tag, descriptor)
             }
             Opcode::Descriptor => Err(Disconnected::Protocol("a Descriptor message from an executor".to_owned())),
             Opcode::Setup => Err(Disconnected::Protocol(match self.role {
@@ -303,54 +320,6 @@ impl Reader {
                 Role::Executor => "a Setup message from a controller".to_owned(),
             })),
         }
-    }
-
-    fn deliver_result(&self, header: Header, payload: Vec<u8>) -> Result<(), Disconnected> {
-        let sequence = header.sequence;
-        let result = match header.tag.as_u64() {
-            RESULT_VALUE => Ok(payload),
-            RESULT_ERROR => {
-                let text: Blob<'_> = from_bytes(&payload).map_err(|error| {
-                    Disconnected::Protocol(format!("the error in the Result message for call {sequence}: {error}"))
-                })?;
-                Err(CallError::OutOfBand(String::from_utf8_lossy(&text.0).into_owned()))
-            }
-            other => {
-                let text = format!("a Result message for call {sequence} of unknown kind {other}");
-                return Err(Disconnected::Protocol(text));
-            }
-        };
-        self.session.complete(sequence, result)
-    }
-
-    fn deliver_call(&self, job: Job) -> Result<(), Disconnected> {
-        let mut submitted = self.session.pool.submit(job);
-        if submitted == Submitted::NeedsWorker && self.spawn_worker().is_err() {
-            submitted = self.session.pool.worker_failed();
-        }
-        match submitted {
-            Submitted::Overrun => Err(Disconnected::Protocol(format!(
-                "a Call message, while {MAX_REFUSED} refused calls wait to be answered"
-            ))),
-            Submitted::NeedsRefuser => self.spawn_refuser().map_err(|error| Disconnected::Io(Arc::new(error))),
-            Submitted::Taken | Submitted::NeedsWorker => Ok(()),
-        }
-    }
-
-    fn spawn_worker(&self) -> io::Result<()> {
-        let (session, handler) = (Arc::clone(&self.session), Arc::clone(&self.handler));
-        let run = move |job: Job| {
-            catch_unwind(AssertUnwindSafe(|| handler.call(job.function, job.args)))
-                .unwrap_or_else(|panic| Err(format!("the handler panicked: {}", panic_text(&*panic))))
-        };
-        let worker = thread::Builder::new().name("farlink-call".to_owned()).stack_size(WORKER_STACK_BYTES);
-        worker.spawn(move || session.work(run)).map(drop)
-    }
-
-    fn spawn_refuser(&self) -> io::Result<()> {
-        let session = Arc::clone(&self.session);
-        let refuser = thread::Builder::new().name("farlink-refuse".to_owned());
-        refuser.spawn(move || session.refuse()).map(drop)
     }
 }
 
@@ -360,9 +329,4 @@ fn hangup_reason(payload: &[u8]) -> Disconnected {
         Ok(SpsError(Err(text))) => Disconnected::HangupWithError(text),
         Err(error) => Disconnected::Protocol(format!("the reason in a Hangup message: {error}")),
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
 }

@@ -2,7 +2,8 @@
 //!
 //! - [`Endpoint`]: one end of a connection. Both ends are alike: each can call the other, at any depth of nesting,
 //!   and results come back in any order.
-//! - [`Transport`]: the descriptors that carry the frames.
+//! - [`Transport`]: the descriptors that carry the frames. Small ones go through memory that the two ends share, if both
+//!   can do that.
 //! - [`Executor`]: what a controller holds of an executor, in another process or in its own: what it announced, and
 //!   a [`Caller`] to reach it.
 //! - [`Pending`]: a result that may not be there yet; it can be waited for or awaited.
@@ -34,15 +35,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod count;
+mod deliver;
 mod endpoint;
 mod error;
 mod executor;
 mod frames;
 mod pending;
 mod pool;
+mod ring;
 mod secret;
 mod session;
 mod transport;

@@ -3,6 +3,7 @@
 //! A [`Pending`] is waited for (it blocks the thread) or awaited (it is a [`Future`]), without any async runtime.
 //! Adaptors run in whoever waits, so completing one costs its thread no more than a wake-up.
 
+use crate::ring::Drive;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,8 @@ pub struct Pending<T>(State<T>);
 
 enum State<T> {
     Ready(Option<T>),
+    /// A completer fills the slot. A thread that waits may do some of the work for that.
+    Slot(Arc<Slot<T>>, Option<Arc<dyn Drive>>),
     Waiting(Box<dyn Source<T>>),
 }
 
@@ -39,7 +42,15 @@ impl<T: Send + 'static> Pending<T> {
     /// If the [`Completer`] is dropped before it is used, the value becomes what `abandoned` returns.
     pub fn channel(abandoned: fn() -> T) -> (Completer<T>, Self) {
         let slot = Arc::new(Slot { state: Mutex::new(SlotState::Empty(None)), filled: Condvar::new() });
-        (Completer { slot: Arc::clone(&slot), abandoned }, Self(State::Waiting(Box::new(slot))))
+        (Completer { slot: Arc::clone(&slot), abandoned }, Self(State::Slot(slot, None)))
+    }
+
+    /// Has a thread that waits for the value, which comes from a channel, work for `driver` meanwhile.
+    pub(crate) fn driven_by(self, driver: Arc<dyn Drive>) -> Self {
+        match self.0 {
+            State::Slot(slot, _) => Self(State::Slot(slot, Some(driver))),
+            other => Self(other),
+        }
     }
 
     /// Blocks until the value is there.
@@ -50,6 +61,12 @@ impl<T: Send + 'static> Pending<T> {
     pub fn wait(self) -> T {
         match self.0 {
             State::Ready(value) => value.expect(TAKEN_ONCE),
+            State::Slot(slot, driver) => {
+                if let Some(driver) = driver {
+                    driver.drive(&|| slot.is_full());
+                }
+                slot.wait()
+            }
             State::Waiting(source) => source.wait(),
         }
     }
@@ -67,6 +84,8 @@ impl<T: Send + 'static> Pending<T> {
     fn wait_until(self, deadline: Instant) -> Option<T> {
         match self.0 {
             State::Ready(value) => Some(value.expect(TAKEN_ONCE)),
+            // Without working meanwhile, which may take longer.
+            State::Slot(slot, _) => slot.wait_until(deadline),
             State::Waiting(source) => source.wait_until(deadline),
         }
     }
@@ -94,6 +113,7 @@ impl<T: Send + 'static> Future for Pending<T> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
         match &mut self.0 {
             State::Ready(value) => Poll::Ready(value.take().expect("a future is not polled after its end")),
+            State::Slot(slot, _) => slot.poll(context),
             State::Waiting(source) => source.poll(context),
         }
     }
@@ -166,30 +186,31 @@ impl<T> SlotState<T> {
     }
 }
 
-impl<T: Send> Source<T> for Arc<Slot<T>> {
-    fn wait(self: Box<Self>) -> T {
+impl<T> Slot<T> {
+    fn is_full(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
+    fn wait(&self) -> T {
         let waited = self.filled.wait_while(self.lock(), SlotState::is_empty);
         waited.unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn wait_until(self: Box<Self>, deadline: Instant) -> Option<T> {
+    fn wait_until(&self, deadline: Instant) -> Option<T> {
         let left = deadline.saturating_duration_since(Instant::now());
         let waited = self.filled.wait_timeout_while(self.lock(), left, SlotState::is_empty);
         let (mut state, timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
         (!timed_out.timed_out()).then(|| state.take())
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<T> {
+    fn poll(&self, context: &mut Context<'_>) -> Poll<T> {
         let mut state = self.lock();
         match &mut *state {
             SlotState::Empty(waker) => {
                 *waker = Some(context.waker().clone());
                 Poll::Pending
             }
-            SlotState::Full(_) => match std::mem::replace(&mut *state, SlotState::Taken) {
-                SlotState::Full(value) => Poll::Ready(value),
-                _ => unreachable!("the slot was full"),
-            },
+            SlotState::Full(_) => Poll::Ready(state.take()),
             SlotState::Taken => panic!("a future is not polled after its end"),
         }
     }

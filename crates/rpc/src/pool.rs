@@ -90,6 +90,14 @@ impl Pool {
         }
     }
 
+    /// Accepts a call that the calling thread, which is none of the pool's, is going to run. Returns whether it may.
+    pub(crate) fn begin_job(&self) -> bool {
+        let mut state = self.lock();
+        let accepted = state.calls < self.limit && !state.closed;
+        state.calls += usize::from(accepted);
+        accepted
+    }
+
     /// Takes note that the thread asked for last could not be made. Its call is refused, unless another thread
     /// has taken it meanwhile.
     pub(crate) fn worker_failed(&self) -> Submitted {

@@ -4,18 +4,22 @@
 //! first delivers what has arrived. Then, in this order: new calls fail, the descriptors are closed, pending calls
 //! complete with the reason, and those who wait for the end are told.
 
+use crate::endpoint::{Handler, Options};
 use crate::pool::{Job, Pool};
+use crate::ring::{Drive, Ring};
 use crate::transport::{Link, LinkError};
 use crate::{CallError, Completer, Disconnected, Pending};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::frame::{HEADER_BYTES, Header, MAX_FRAME_BYTES, Opcode, RESULT_ERROR, RESULT_VALUE};
+use farlink_wire::functions::RING_TAG;
 use farlink_wire::sps::{SpsError, to_bytes};
+use rustc_hash::FxHashMap;
 use rustix::io::Errno;
 use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 /// Descriptors of the peer's that may wait for a call to take them.
@@ -35,12 +39,20 @@ pub(crate) struct Session {
     next_descriptor: AtomicU64,
     /// Whether the peer understands Results that carry an error.
     out_of_band_results: bool,
+    /// The way for small messages past the socket, if there is one.
+    ring: OnceLock<Ring>,
+    /// Serves the peer's calls. None when the session has ended.
+    handler: Mutex<Option<Arc<dyn Handler>>>,
+    this: Weak<Session>,
 }
 
 struct State {
     phase: Phase,
     next_sequence: u64,
-    pending: HashMap<u64, Completer<CallResult>>,
+    pending: FxHashMap<u64, Completer<CallResult>>,
+    /// A descriptor has been sent, before this call or any after it: as long as none of these has been answered, calls
+    /// may not overtake it.
+    behind_descriptor: Option<u64>,
 }
 
 enum Phase {
@@ -75,18 +87,38 @@ enum Turn {
 }
 
 impl Session {
-    pub(crate) fn new(link: &Arc<Link>, max_concurrent_calls: usize, out_of_band_results: bool) -> Self {
+    pub(crate) fn new(link: &Arc<Link>, handler: Arc<dyn Handler>, options: &Options) -> Arc<Self> {
         let phase = Phase::Open(Arc::clone(link));
-        Self {
-            pool: Pool::new(max_concurrent_calls),
-            state: Mutex::new(State { phase, next_sequence: 0, pending: HashMap::new() }),
+        let state = State { phase, next_sequence: 0, pending: HashMap::default(), behind_descriptor: None };
+        Arc::new_cyclic(|this| Self {
+            pool: Pool::new(options.max_concurrent_calls),
+            state: Mutex::new(state),
             ended: Condvar::new(),
             turn: Mutex::new(Turn::Free(Arc::clone(link))),
             turn_free: Condvar::new(),
             descriptors: Mutex::default(),
             next_descriptor: AtomicU64::new(1),
-            out_of_band_results,
-        }
+            out_of_band_results: options.out_of_band_results,
+            ring: OnceLock::new(),
+            handler: Mutex::new(Some(handler)),
+            this: this.clone(),
+        })
+    }
+
+    /// Returns the ring, if there is one.
+    pub(crate) fn ring(&self) -> Option<&Ring> {
+        self.ring.get()
+    }
+
+    /// Puts the ring to use, unless there is one.
+    pub(crate) fn set_ring(&self, ring: Ring) -> Result<(), Ring> {
+        self.ring.set(ring)
+    }
+
+    /// Returns what a thread that serves calls needs. `None` when the session has ended.
+    pub(crate) fn server_parts(&self) -> Option<(Arc<Self>, Arc<dyn Handler>)> {
+        let handler = self.handler.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.this.upgrade().zip(handler)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -95,12 +127,12 @@ impl Session {
     }
 
     /// Makes a call of the peer.
-    pub(crate) fn call(&self, function: ExecutorAddr, args: &[u8]) -> Pending<CallResult> {
+    pub(crate) fn call(self: &Arc<Self>, function: ExecutorAddr, args: &[u8]) -> Pending<CallResult> {
         let bytes = (args.len() as u64).saturating_add(HEADER_BYTES as u64);
         if bytes > MAX_FRAME_BYTES {
             return Pending::ready(Err(CallError::TooLarge { bytes }));
         }
-        let (sequence, pending) = {
+        let (sequence, pending, may_overtake) = {
             let mut state = self.lock();
             if let Some(reason) = state.phase.reason() {
                 return Pending::ready(Err(reason.into()));
@@ -109,10 +141,14 @@ impl Session {
             state.next_sequence += 1;
             let (completer, pending) = Pending::channel(|| Err(Disconnected::Local.into()));
             state.pending.insert(sequence, completer);
-            (sequence, pending)
+            (sequence, pending, state.behind_descriptor.is_none())
         };
         // The end of the session completes the call if this fails.
-        self.send(Opcode::Call, sequence, function, args, None);
+        let header = Header { opcode: Opcode::Call, sequence, tag: function, payload_bytes: args.len() as u64 };
+        if may_overtake && self.send_by_ring(&header.to_bytes(), args) {
+            return pending.driven_by(Arc::clone(self) as Arc<dyn Drive>);
+        }
+        self.send(header, args, None);
         pending
     }
 
@@ -122,11 +158,29 @@ impl Session {
             return Err(reason.into());
         }
         let tag = self.next_descriptor.fetch_add(1, Ordering::Relaxed);
+        self.send_descriptor_as(tag, descriptor)?;
+        let mut state = self.lock();
+        state.behind_descriptor = Some(state.next_sequence);
+        Ok(tag)
+    }
+
+    /// Makes a ring and sends its memory to the executor. Without one, all goes over the socket.
+    pub(crate) fn make_ring(&self) {
+        // A pipe, or a socket of another kind, passes no descriptors.
+        if let Ok((ring, memory)) = Ring::create()
+            && self.send_descriptor_as(RING_TAG, memory.as_fd()).is_ok()
+        {
+            // There is none yet.
+            let _ = self.set_ring(ring);
+        }
+    }
+
+    fn send_descriptor_as(&self, tag: u64, descriptor: BorrowedFd<'_>) -> Result<(), CallError> {
         let header = Header { opcode: Opcode::Descriptor, sequence: 0, tag: ExecutorAddr::new(tag), payload_bytes: 0 };
         let Some(link) = self.take_turn(None) else { return Err(Disconnected::Local.into()) };
         let written = link.write_with_descriptor(&header.to_bytes(), descriptor);
         let result = match written {
-            Ok(()) => Ok(tag),
+            Ok(()) => Ok(()),
             Err(LinkError::Io(Errno::OPNOTSUPP)) => Err(CallError::Missing("a connection that passes descriptors")),
             Err(error) => Err(self.write_failed(error).into()),
         };
@@ -160,7 +214,13 @@ impl Session {
 
     /// Completes a call with what the peer returned. Fails if there is no such call.
     pub(crate) fn complete(&self, sequence: u64, result: CallResult) -> Result<(), Disconnected> {
-        let completer = self.lock().pending.remove(&sequence);
+        let completer = {
+            let mut state = self.lock();
+            if state.behind_descriptor.is_some_and(|first| first <= sequence) {
+                state.behind_descriptor = None;
+            }
+            state.pending.remove(&sequence)
+        };
         match completer {
             Some(completer) => complete(completer, result),
             None => {
@@ -186,7 +246,23 @@ impl Session {
             Err(text) if self.out_of_band_results => (RESULT_ERROR, to_bytes(shortened(&text))),
             Err(_) => (RESULT_VALUE, Vec::new()),
         };
-        self.send(Opcode::Result, sequence, ExecutorAddr::new(kind), &payload, None);
+        let tag = ExecutorAddr::new(kind);
+        let header = Header { opcode: Opcode::Result, sequence, tag, payload_bytes: payload.len() as u64 };
+        if !self.send_by_ring(&header.to_bytes(), &payload) {
+            self.send(header, &payload, None);
+        }
+    }
+
+    /// Calls the peer's reader to the ring.
+    pub(crate) fn ring_bell(&self) {
+        self.send(bare(Opcode::Doorbell), &[], None);
+    }
+
+    /// Lets a thread that reads the ring while it waits for a result look whether that has come over the socket.
+    pub(crate) fn nudge_ring(&self) {
+        if let Some(ring) = self.ring() {
+            ring.nudge();
+        }
     }
 
     /// Tells the peer that the session ends, if it takes the message before the deadline, and closes this end.
@@ -201,15 +277,15 @@ impl Session {
             }
         }
         let payload = to_bytes(&SpsError(reason.map_err(|text| shortened(&text).to_owned())));
-        self.send(Opcode::Hangup, 0, ExecutorAddr::NULL, &payload, Some(deadline));
+        let header = Header { payload_bytes: payload.len() as u64, ..bare(Opcode::Hangup) };
+        self.send(header, &payload, Some(deadline));
         self.close(Disconnected::Local);
     }
 
     /// Sends a message. If that fails the session is about to end.
-    fn send(&self, opcode: Opcode, sequence: u64, tag: ExecutorAddr, payload: &[u8], deadline: Option<Instant>) {
-        let header = Header { opcode, sequence, tag, payload_bytes: payload.len() as u64 }.to_bytes();
+    fn send(&self, header: Header, payload: &[u8], deadline: Option<Instant>) {
         let Some(link) = self.take_turn(deadline) else { return };
-        if let Err(error) = link.write(&header, payload, deadline) {
+        if let Err(error) = link.write(&header.to_bytes(), payload, deadline) {
             self.write_failed(error);
         }
         // Only now: nobody may write behind a message that was cut off.
@@ -287,6 +363,9 @@ impl Session {
         };
         link.close();
         state.phase = Phase::Closed(reason);
+        if let Some(ring) = self.ring() {
+            ring.close_outgoing();
+        }
     }
 
     /// Ends the session: the reader's last act. `found` is why it stopped reading, and counts unless another
@@ -313,6 +392,9 @@ impl Session {
         }
         self.lock().phase = Phase::Ended(reason, true);
         self.ended.notify_all();
+        // It may hold an endpoint of this session.
+        let handler = self.handler.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(handler);
     }
 
     /// Returns why the session has ended or is about to.
@@ -347,6 +429,11 @@ impl Session {
             self.answer(sequence, Err("too many calls at once".to_owned()));
         }
     }
+}
+
+/// Returns the header of a message about nothing in particular, without a payload.
+fn bare(opcode: Opcode) -> Header {
+    Header { opcode, sequence: 0, tag: ExecutorAddr::NULL, payload_bytes: 0 }
 }
 
 /// Gives a call its result. The waker of a task that awaits it is somebody else's code: if it panics, only that task

@@ -3,7 +3,7 @@
 //! | offset | field | meaning |
 //! | --- | --- | --- |
 //! | 0 | size | length of the whole message in bytes, header included |
-//! | 8 | opcode | Setup 0, Hangup 1, Result 2, Call 3; farlink's own: Descriptor 102 |
+//! | 8 | opcode | Setup 0, Hangup 1, Result 2, Call 3; farlink's own: Descriptor 102, Doorbell 103 |
 //! | 16 | sequence | number of the call that a Call makes or a Result answers; 0 in Setup and Hangup |
 //! | 24 | tag | Call: the address to call. Result: 0 for a value, 1 for an out-of-band error (see [`RESULT_ERROR`]) |
 //!
@@ -53,6 +53,9 @@ pub enum Opcode {
     /// later name it by; there is no payload. Only for a controller to send, over a Unix socket, to an executor that
     /// announces a function which takes one.
     Descriptor = 102,
+    /// Messages wait in the shared ring, which nobody was reading. No payload; sequence and tag are 0. Only for peers that
+    /// have a ring: see [`RING_KEY`](crate::functions::RING_KEY).
+    Doorbell = 103,
 }
 
 /// Why a header cannot be accepted.
@@ -108,6 +111,7 @@ impl Header {
             2 => Opcode::Result,
             3 => Opcode::Call,
             102 => Opcode::Descriptor,
+            103 => Opcode::Doorbell,
             other => return Err(FrameError::UnknownOpcode(other)),
         };
         Ok(Self {

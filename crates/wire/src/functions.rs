@@ -81,6 +81,19 @@ pub const FARLINK_VERSION: u64 = 1;
 /// Key of the executor's process id, a u64.
 pub const PID_KEY: &str = "farlink.pid";
 
+/// Key of the version of the shared ring that the executor understands, a u64: see [`RING_VERSION`]. Announced over a
+/// connection that passes descriptors.
+pub const RING_KEY: &str = "farlink.ring";
+
+/// The version of the shared ring that this crate describes.
+///
+/// A controller that wants one makes shared memory for it and sends the descriptor with the tag [`RING_TAG`]; from then
+/// on both ends may put Call and Result messages into it in place of the connection.
+pub const RING_VERSION: u64 = 1;
+
+/// Tag of the Descriptor message that brings the memory of the shared ring.
+pub const RING_TAG: u64 = u64::MAX;
+
 // The shared memory service: ranges that both processes map.
 
 /// Instance of the shared memory service.

@@ -5,6 +5,7 @@
 use farlink_addr::ExecutorAddr;
 use farlink_rpc::{Endpoint, Handler, Options, Transport, accept, connect};
 use farlink_wire::frame::{HEADER_BYTES, Header, Opcode};
+use farlink_wire::functions::{RING_KEY, RING_VERSION};
 use farlink_wire::setup::ExecutorInfo;
 use farlink_wire::sps::to_bytes;
 use std::io::{Read, Write};
@@ -100,22 +101,27 @@ pub(crate) type Way = (&'static str, fn() -> (Transport, Transport));
 
 /// Every kind of connection.
 pub(crate) const WAYS: [Way; 4] = [
-    ("a pair of sockets", || Transport::pair().unwrap()),
+    ("a pair of sockets and a ring", || Transport::pair().unwrap()),
     ("two pipes", pipes),
     ("TCP", tcp),
-    ("non-blocking sockets", nonblocking_sockets),
+    ("non-blocking sockets and a ring", nonblocking_sockets),
 ];
 
-/// Opens a session over `ends`; returns the controller's endpoint and the executor's.
+/// Opens a session over `ends`; returns the controller's endpoint and the executor's. Over sockets that pass descriptors
+/// there is a shared ring, as between farlink's own ends.
 pub(crate) fn session(
     ends: (Transport, Transport),
     controller: Arc<dyn Handler>,
     executor: Arc<dyn Handler>,
     options: Options,
 ) -> (Endpoint, Endpoint) {
-    let executor = accept(ends.1, &info(), executor, options.clone()).unwrap();
+    let mut info = info();
+    if ends.1.passes_descriptors() {
+        info.set_value(RING_KEY, &RING_VERSION);
+    }
+    let executor = accept(ends.1, &info, executor, options.clone()).unwrap();
     let (controller, announced) = connect(ends.0, controller, options).unwrap();
-    assert_eq!(announced, info());
+    assert_eq!(announced, info);
     (controller, executor)
 }
 

@@ -1,0 +1,215 @@
+//! The shared ring between two ends of a connection, and what a controller that is none of ours makes of it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod common;
+
+use common::*;
+use farlink_rpc::{Disconnected, Endpoint, Options, Transport, accept, system_calls};
+use farlink_wire::frame::Opcode;
+use farlink_wire::functions::{RING_KEY, RING_TAG, RING_VERSION};
+use farlink_wire::setup::ExecutorInfo;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::future::Future;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::pin::pin;
+use std::sync::{Arc, Barrier};
+use std::task::{Context, Poll, Wake};
+use std::thread;
+
+/// Bytes of a ring's memory: two queues, each with the writer's part, the reader's, and 32 KiB.
+const RING_BYTES: u64 = 2 * (256 + (32 << 10));
+
+fn sends() -> u64 {
+    system_calls().find(|&(name, _)| name == "send").unwrap().1
+}
+
+/// Calls go past the socket: next to none of them is sent over it.
+#[test]
+fn calls_pass_the_socket_by() {
+    within_deadline("calls", || {
+        let (controller, _executor) = session(Transport::pair().unwrap(), echo(), echo(), options());
+        let before = sends();
+        for round in 0..2000u64 {
+            let args = round.to_le_bytes().to_vec();
+            assert_eq!(controller.call(addr(1), args.clone()).wait().unwrap(), args);
+        }
+        // A doorbell now and then, when the thread that waits was not there yet; other tests of this program send little.
+        assert!(sends() - before < 1500, "{} messages were sent", sends() - before);
+    });
+}
+
+/// A controller that does not want a ring has none, and calls go over the socket.
+#[test]
+fn a_ring_can_be_refused() {
+    within_deadline("calls", || {
+        let without = Options { shared_ring: false, ..options() };
+        let (controller, _executor) = session(Transport::pair().unwrap(), echo(), echo(), without);
+        let before = sends();
+        for round in 0..100u8 {
+            assert_eq!(controller.call(addr(1), vec![round]).wait().unwrap(), [round]);
+        }
+        assert!(sends() - before >= 200);
+    });
+}
+
+/// Calls that wait for each other run at once, though one thread serves those that come one by one; so do calls that are
+/// made before any is waited for.
+#[test]
+fn calls_run_beside_each_other() {
+    within_deadline("calls", || {
+        let barrier = Arc::new(Barrier::new(5));
+        let meeting = {
+            let barrier = Arc::clone(&barrier);
+            Serve(move |_, args| {
+                barrier.wait();
+                Ok(args)
+            })
+        };
+        let (controller, _executor) = session(Transport::pair().unwrap(), echo(), Arc::new(meeting), options());
+        for _ in 0..50 {
+            thread::scope(|scope| {
+                for number in 0..4u8 {
+                    let call = controller.call(addr(1), vec![number]);
+                    scope.spawn(move || assert_eq!(call.wait().unwrap(), [number]));
+                }
+                barrier.wait();
+            });
+        }
+    });
+}
+
+struct Unparker(thread::Thread);
+
+impl Wake for Unparker {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Results reach tasks that await them, though no thread reads the ring meanwhile.
+#[test]
+fn results_can_be_awaited() {
+    within_deadline("awaiting", || {
+        let (controller, _executor) = session(Transport::pair().unwrap(), echo(), echo(), options());
+        for round in 0..200u8 {
+            let mut pending = pin!(controller.call(addr(1), vec![round]));
+            let waker = Arc::new(Unparker(thread::current())).into();
+            let result = loop {
+                match pending.as_mut().poll(&mut Context::from_waker(&waker)) {
+                    Poll::Ready(result) => break result,
+                    Poll::Pending => thread::park(),
+                }
+            };
+            assert_eq!(result.unwrap(), [round]);
+        }
+    });
+}
+
+/// A thread that waits at the ring gets a result that is too long for it, over the socket.
+#[test]
+fn long_results_find_who_waits_at_the_ring() {
+    within_deadline("a long result", || {
+        let long = Arc::new(Serve(|function, _| {
+            // Long enough for the caller to fall asleep at the ring.
+            thread::sleep(std::time::Duration::from_millis(2));
+            Ok(vec![5; function as usize])
+        }));
+        let (controller, _executor) = session(Transport::pair().unwrap(), echo(), long, options());
+        for len in [0, 8000, 9000, 200_000].repeat(10) {
+            assert_eq!(controller.call(addr(len), Vec::new()).wait().unwrap().len() as u64, len);
+        }
+    });
+}
+
+/// An executor that offers a ring, and a controller that writes what it likes.
+fn raw_controller() -> (RawPeer, Endpoint) {
+    let (mut raw, transport) = RawPeer::new();
+    let mut info = ExecutorInfo { page_size: 4096, ..ExecutorInfo::default() };
+    info.set_value(RING_KEY, &RING_VERSION);
+    let endpoint = accept(transport, &info, echo(), options()).unwrap();
+    assert_eq!(raw.receive().0.opcode, Opcode::Setup);
+    (raw, endpoint)
+}
+
+fn memory(bytes: u64, seals: SealFlags) -> OwnedFd {
+    let object = memfd_create("ring", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&object, bytes).unwrap();
+    fcntl_add_seals(&object, seals).unwrap();
+    object
+}
+
+fn send_ring(raw: &RawPeer, object: &OwnedFd) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [object.as_fd()];
+    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    let message = frame(Opcode::Descriptor, 0, RING_TAG, &[]);
+    assert_eq!(sendmsg(&raw.0, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL).unwrap(), message.len());
+}
+
+fn assert_protocol_error(endpoint: &Endpoint, expected: &str) {
+    let reason = endpoint.wait_disconnected();
+    assert!(matches!(&reason, Disconnected::Protocol(text) if text.contains(expected)), "{reason}: {expected}");
+}
+
+/// Memory that is too small, or that its maker could make so later, is refused; so are a second ring, one without memory,
+/// and a doorbell where there is none.
+#[test]
+fn memory_that_could_vanish_is_refused() {
+    within_deadline("refusals", || {
+        for (bytes, seals) in [(4096, SealFlags::SHRINK), (RING_BYTES, SealFlags::GROW), (0, SealFlags::SHRINK)] {
+            let (raw, endpoint) = raw_controller();
+            send_ring(&raw, &memory(bytes, seals));
+            assert_protocol_error(&endpoint, "cannot be used");
+        }
+        let (raw, endpoint) = raw_controller();
+        send_ring(&raw, &memory(RING_BYTES, SealFlags::SHRINK));
+        send_ring(&raw, &memory(RING_BYTES, SealFlags::SHRINK));
+        assert_protocol_error(&endpoint, "while there is one");
+        let (mut raw, endpoint) = raw_controller();
+        raw.send(&frame(Opcode::Descriptor, 0, RING_TAG, &[]));
+        assert_protocol_error(&endpoint, "without a descriptor");
+        let (mut raw, endpoint) = raw_controller();
+        raw.send(&frame(Opcode::Doorbell, 0, 0, &[]));
+        assert_protocol_error(&endpoint, "without a ring");
+    });
+}
+
+/// Cursors and lengths that are out of bounds, and messages that do not belong into a ring, end the session, also behind
+/// a call that is well-formed.
+#[test]
+fn a_ring_that_makes_no_sense_ends_the_session() {
+    within_deadline("nonsense", || {
+        let tails_and_messages = [
+            (4097, frame(Opcode::Call, 0, 1, &[])),
+            (u64::MAX, Vec::new()),
+            (3, frame(Opcode::Call, 0, 1, &[])),
+            (4096, frame(Opcode::Call, 0, 1, &[0; 9000])),
+            (4, vec![0; 32]),
+            (4, vec![0xff; 32]),
+            (4, frame(Opcode::Hangup, 0, 0, &[])),
+            (4, frame(Opcode::Result, 9, 0, &[])),
+            (4, frame(Opcode::Doorbell, 0, 0, &[])),
+        ];
+        for (tail, message) in tails_and_messages {
+            let (raw, endpoint) = raw_controller();
+            let object = std::fs::File::from(memory(RING_BYTES, SealFlags::SHRINK));
+            object.write_all_at(&message, 256).unwrap();
+            object.write_all_at(&tail.to_le_bytes(), 0).unwrap();
+            send_ring(&raw, &object.into());
+            assert_protocol_error(&endpoint, "");
+        }
+        let (raw, endpoint) = raw_controller();
+        let object = std::fs::File::from(memory(RING_BYTES, SealFlags::SHRINK));
+        let call = frame(Opcode::Call, 0, 1, &[1; 8]);
+        object.write_all_at(&[&call[..], &[0xff; 8]].concat(), 256).unwrap();
+        object.write_all_at(&6u64.to_le_bytes(), 0).unwrap();
+        send_ring(&raw, &object.into());
+        assert_protocol_error(&endpoint, "length of a message");
+    });
+}
