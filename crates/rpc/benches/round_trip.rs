@@ -88,14 +88,14 @@ fn call(endpoint: &Endpoint) -> Vec<u8> {
     endpoint.call(ExecutorAddr::new(1), vec![7; MESSAGE_BYTES - 32]).wait().unwrap()
 }
 
-#[divan::bench]
+#[divan::bench(sample_size = 100, sample_count = 300)]
 fn ring_awake(bencher: Bencher<'_, '_>) {
     let (_peer, endpoint) = controller(true);
     (0..1000).for_each(|_| drop(call(&endpoint)));
     bencher.bench_local(|| call(&endpoint));
 }
 
-#[divan::bench]
+#[divan::bench(sample_size = 10, sample_count = 300)]
 fn socket_without_ring(bencher: Bencher<'_, '_>) {
     let (_peer, endpoint) = controller(false);
     (0..1000).for_each(|_| drop(call(&endpoint)));
@@ -123,7 +123,7 @@ fn ping(socket: &mut UnixStream) {
     socket.read_exact(&mut buffer).unwrap();
 }
 
-#[divan::bench]
+#[divan::bench(sample_size = 10, sample_count = 300)]
 fn bare_socket(bencher: Bencher<'_, '_>) {
     let (_peer, mut socket) = Peer::start(BYTES);
     (0..1000).for_each(|_| ping(&mut socket));

@@ -41,7 +41,7 @@ impl<T: Send + 'static> Pending<T> {
     ///
     /// If the [`Completer`] is dropped before it is used, the value becomes what `abandoned` returns.
     pub fn channel(abandoned: fn() -> T) -> (Completer<T>, Self) {
-        let slot = Arc::new(Slot { state: Mutex::new(SlotState::Empty(None)), filled: Condvar::new() });
+        let slot = Arc::new(Slot { state: Mutex::new(SlotState::Empty(Waiter::None)), filled: Condvar::new() });
         (Completer { slot: Arc::clone(&slot), abandoned }, Self(State::Slot(slot, None)))
     }
 
@@ -148,9 +148,16 @@ struct Slot<T> {
 }
 
 enum SlotState<T> {
-    Empty(Option<Waker>),
+    Empty(Waiter),
     Full(T),
     Taken,
+}
+
+/// Who is to be told of the value. Waking a thread is a system call, also if there is none.
+enum Waiter {
+    None,
+    Thread,
+    Task(Waker),
 }
 
 impl<T> Slot<T> {
@@ -161,13 +168,14 @@ impl<T> Slot<T> {
 
     fn fill(&self, value: T) {
         let mut state = self.lock();
-        if let SlotState::Empty(waker) = &mut *state {
-            let waker = waker.take();
-            *state = SlotState::Full(value);
+        if state.is_empty()
+            && let SlotState::Empty(waiter) = std::mem::replace(&mut *state, SlotState::Full(value))
+        {
             drop(state);
-            self.filled.notify_one();
-            if let Some(waker) = waker {
-                waker.wake();
+            match waiter {
+                Waiter::None => {}
+                Waiter::Thread => self.filled.notify_one(),
+                Waiter::Task(waker) => waker.wake(),
             }
         }
     }
@@ -191,14 +199,23 @@ impl<T> Slot<T> {
         !self.lock().is_empty()
     }
 
+    /// Locks the state for a thread that is about to wait.
+    fn lock_to_wait(&self) -> MutexGuard<'_, SlotState<T>> {
+        let mut state = self.lock();
+        if let SlotState::Empty(waiter) = &mut *state {
+            *waiter = Waiter::Thread;
+        }
+        state
+    }
+
     fn wait(&self) -> T {
-        let waited = self.filled.wait_while(self.lock(), SlotState::is_empty);
+        let waited = self.filled.wait_while(self.lock_to_wait(), SlotState::is_empty);
         waited.unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn wait_until(&self, deadline: Instant) -> Option<T> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self.filled.wait_timeout_while(self.lock(), left, SlotState::is_empty);
+        let waited = self.filled.wait_timeout_while(self.lock_to_wait(), left, SlotState::is_empty);
         let (mut state, timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
         (!timed_out.timed_out()).then(|| state.take())
     }
@@ -206,8 +223,8 @@ impl<T> Slot<T> {
     fn poll(&self, context: &mut Context<'_>) -> Poll<T> {
         let mut state = self.lock();
         match &mut *state {
-            SlotState::Empty(waker) => {
-                *waker = Some(context.waker().clone());
+            SlotState::Empty(waiter) => {
+                *waiter = Waiter::Task(context.waker().clone());
                 Poll::Pending
             }
             SlotState::Full(_) => Poll::Ready(state.take()),

@@ -59,6 +59,8 @@ struct State {
     refused: VecDeque<u64>,
     has_refuser: bool,
     closed: bool,
+    /// Threads that wait until no call is running. Waking them is a system call, also if there is none.
+    waiting_for_quiet: usize,
 }
 
 impl Pool {
@@ -135,7 +137,7 @@ impl Pool {
     pub(crate) fn finish_job(&self) {
         let mut state = self.lock();
         state.calls -= 1;
-        if state.calls == 0 {
+        if state.calls == 0 && state.waiting_for_quiet > 0 {
             self.quiet.notify_all();
         }
     }
@@ -159,8 +161,12 @@ impl Pool {
     /// Waits until no call is running, for at most `timeout`; returns whether that is so.
     pub(crate) fn wait_quiet(&self, timeout: Duration) -> bool {
         let busy = |state: &mut State| state.calls > 0;
-        let waited = self.quiet.wait_timeout_while(self.lock(), timeout, busy);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        let mut state = self.lock();
+        state.waiting_for_quiet += 1;
+        let waited = self.quiet.wait_timeout_while(state, timeout, busy);
+        let (mut state, timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.waiting_for_quiet -= 1;
+        !timed_out.timed_out()
     }
 }
 
