@@ -143,6 +143,71 @@ fn tcp_without_a_secret() {
     assert!(executor.output().starts_with("hello"));
 }
 
+/// Two network namespaces, joined by a cable, as two machines are by a network. Gone when this is dropped.
+struct TwoMachines([String; 2]);
+
+impl TwoMachines {
+    /// Nothing, which is said loudly, where they cannot be made.
+    fn new(test: &str) -> Option<Self> {
+        if !common::available(test, "ip") {
+            return None;
+        }
+        let names = ["a", "b"].map(|end| format!("farlink-{}-{end}", std::process::id()));
+        let [a, b] = &names;
+        let machines = Self(names.clone());
+        let [cable_a, cable_b] = ["a", "b"].map(|end| format!("fl{}{end}", std::process::id()));
+        let commands = [
+            format!("netns add {a}"),
+            format!("netns add {b}"),
+            format!("-n {a} link add {cable_a} type veth peer name {cable_b} netns {b}"),
+            format!("-n {a} addr add 10.99.0.1/24 dev {cable_a}"),
+            format!("-n {b} addr add 10.99.0.2/24 dev {cable_b}"),
+            format!("-n {a} link set {cable_a} up"),
+            format!("-n {b} link set {cable_b} up"),
+        ];
+        for command in commands {
+            let output = Command::new("ip").args(command.split(' ')).output().unwrap();
+            if !output.status.success() {
+                let text = String::from_utf8_lossy(&output.stderr);
+                eprintln!("SKIPPED {test}: network namespaces cannot be made here: ip {command}: {text}");
+                return None;
+            }
+        }
+        Some(machines)
+    }
+}
+
+impl Drop for TwoMachines {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            let _ = Command::new("ip").args(["netns", "delete", name]).output();
+        }
+    }
+}
+
+/// On another machine: an executor that listens there on TCP, with a secret that both know, and content in messages.
+#[test]
+fn across_a_network() {
+    let Some(machines) = TwoMachines::new("across_a_network") else { return };
+    let [here, there] = &machines.0;
+    let dir = TempDir::new().unwrap();
+    let secret = dir.path().join("secret");
+    fs::write(&secret, "0123456789abcdef").unwrap();
+    let secret = secret.to_str().unwrap();
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", there, FARLINK, "executor", "listen=10.99.0.2:0", "--secret-file", secret]);
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut executor = Executor(command.spawn().unwrap());
+    let (address, _rest) = executor.address();
+    assert!(address.starts_with("10.99.0.2:"), "{address}");
+    let spec = format!("tcp:{address}");
+    let args = ["run", "--memory", "remote", "--connect", &spec, "--secret-file", secret];
+    let run = Farlink::new().args(args).arg(example("hello.c")).through(&["ip", "netns", "exec", here]);
+    let outcome = run.output();
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{outcome:?}");
+    assert!(executor.output().starts_with("hello"));
+}
+
 /// On the standard streams of a command: the program's own output is beside the messages, and its exit status that of the
 /// run.
 #[test]

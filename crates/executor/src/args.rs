@@ -34,38 +34,40 @@ enum Request {
     Serve { place: Place, is_farlink: bool },
 }
 
+/// Exit status for what is wrong with the arguments or the connection.
+const FAILURE: i32 = 1;
+
 /// Runs the executor with these arguments, which do not begin with the program's name. Call it before there are other
 /// threads: it takes back what a controller has added to the environment.
 #[must_use]
-#[allow(unsafe_code)]
 pub fn main_with_args(args: impl Iterator<Item = OsString>) -> ExitCode {
-    // SAFETY: there is only this thread yet (documented above; this program's `main` and that of `farlink` come here first).
+    u8::try_from(exit_status(args)).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// As [`main_with_args`]; gives the exit status.
+#[allow(unsafe_code)]
+pub(crate) fn exit_status(args: impl Iterator<Item = OsString>) -> i32 {
+    // SAFETY: there is only this thread yet (documented for who calls this; this program's `main`, that of `farlink` and
+    // programs that are their own executors come here first).
     unsafe { environment::restore() };
     match parse(args) {
         Ok(Request::Help) => {
             println!("{USAGE}");
-            ExitCode::SUCCESS
+            0
         }
         Ok(Request::Version) => {
             println!("farlink-executor {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
+            0
         }
-        Ok(Request::Serve { place, is_farlink }) => match serve(&place, is_farlink) {
-            Ok(status) => exit(status),
-            Err(text) => {
-                eprintln!("farlink-executor: {text}");
-                ExitCode::FAILURE
-            }
-        },
+        Ok(Request::Serve { place, is_farlink }) => serve(&place, is_farlink).unwrap_or_else(|text| {
+            eprintln!("farlink-executor: {text}");
+            FAILURE
+        }),
         Err(text) => {
             eprintln!("farlink-executor: {text}\n{USAGE}");
-            ExitCode::FAILURE
+            FAILURE
         }
     }
-}
-
-fn exit(status: i32) -> ExitCode {
-    u8::try_from(status).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, String> {

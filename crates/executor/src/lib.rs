@@ -22,6 +22,7 @@ mod args;
 mod environment;
 #[allow(unsafe_code)]
 mod fork;
+mod host;
 mod listen;
 mod local;
 mod main_thread;
@@ -41,6 +42,7 @@ mod wrap;
 
 pub use args::main_with_args;
 pub use environment::{OLD_TUNABLES, TUNABLES};
+pub use host::{EXECUTOR_ARG, can_be_started_again, init};
 pub use local::{local, local_with};
 pub use native::call_native;
 pub use server::run;

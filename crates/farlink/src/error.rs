@@ -18,8 +18,9 @@ pub enum Error {
     },
     /// No executor program was named and none was found.
     #[error(
-        "the executor program farlink-executor was found neither beside this program nor in PATH; \
-         install it, or name it with SessionBuilder::executor or in FARLINK_EXECUTOR"
+        "no executor: call farlink::executor::init() first in main, which makes this program one; or install \
+         farlink-executor, which is neither beside this program nor in PATH, or name it with SessionBuilder::executor or in \
+         FARLINK_EXECUTOR"
     )]
     NoExecutor,
     /// The connection to the executor could not be made.

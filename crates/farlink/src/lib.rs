@@ -1,11 +1,16 @@
 //! Links object code into another process and runs it there.
 //!
 //! ```no_run
-//! let session = farlink::Session::spawn()?;
-//! let library = session.create_library("main");
-//! library.add_object("sum.o", std::fs::read("sum.o").expect("sum.o can be read"))?;
-//! let status = library.run_as_main("main", &["sum".into()])?;
-//! # Ok::<(), farlink::Error>(())
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     farlink::executor::init(); // this program can be its own executor
+//!     let session = farlink::Session::spawn()?; // in another process; or in_process()
+//!     let library = session.create_library("main");
+//!     library.add_object("add.o", std::fs::read("add.o")?)?;
+//!     let add = library.function::<fn(i32, i32) -> i32>("add")?;
+//!     // SAFETY: add.c declares `int add(int, int)`.
+//!     println!("{}", unsafe { add.call((40, 2)) }?);
+//!     Ok(())
+//! }
 //! ```
 //!
 //! A [`Session`] is an executor and its memory; a [`Library`] holds objects, archives and shared libraries, and links

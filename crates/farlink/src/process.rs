@@ -51,10 +51,14 @@ fn static_tls_environment(bytes: u64) -> Vec<(&'static str, OsString)> {
 }
 
 impl Program {
-    /// Finds `farlink-executor`: in `FARLINK_EXECUTOR`, beside this program, or in `PATH`.
+    /// Finds an executor: what `FARLINK_EXECUTOR` names, this program if it can be one, or `farlink-executor` beside this
+    /// program or in `PATH`.
     pub(crate) fn find() -> Result<Self, Error> {
         const NAME: &str = "farlink-executor";
         let named = std::env::var_os("FARLINK_EXECUTOR").map(PathBuf::from);
+        if named.is_none() && farlink_executor::can_be_started_again() {
+            return Ok(Self::this_one());
+        }
         let beside = std::env::current_exe().ok().map(|exe| exe.with_file_name(NAME)).filter(|path| path.is_file());
         let in_path = || {
             let path = std::env::var_os("PATH")?;
@@ -62,6 +66,18 @@ impl Program {
         };
         let path = named.or(beside).or_else(in_path).ok_or(Error::NoExecutor)?;
         Ok(Self { path, args: Vec::new(), static_tls_bytes: 0 })
+    }
+
+    /// Returns this program, started again.
+    fn this_one() -> Self {
+        const RUNNING: &str = "/proc/self/exe";
+        // By its name, which the process then has, if that still leads to what is running.
+        let is_running = |path: &PathBuf| {
+            let of_both = rustix::fs::stat(path).and_then(|named| Ok((named, rustix::fs::stat(RUNNING)?)));
+            of_both.is_ok_and(|(named, running)| (named.st_dev, named.st_ino) == (running.st_dev, running.st_ino))
+        };
+        let path = std::env::current_exe().ok().filter(is_running).unwrap_or_else(|| RUNNING.into());
+        Self { path, args: vec![farlink_executor::EXECUTOR_ARG.into()], static_tls_bytes: 0 }
     }
 }
 

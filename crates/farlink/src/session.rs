@@ -72,8 +72,8 @@ impl Default for SessionBuilder {
 impl SessionBuilder {
     /// Names the executor program, and arguments to put before those that farlink adds.
     ///
-    /// Without this, `farlink-executor` is looked for: in the environment variable `FARLINK_EXECUTOR`, beside this
-    /// program, and in `PATH`.
+    /// Without this, the environment variable `FARLINK_EXECUTOR` may name one; else it is this program, if its `main` has
+    /// called [`executor::init`](crate::executor::init); else `farlink-executor`, beside this program or in `PATH`.
     #[must_use]
     pub fn executor(mut self, path: impl Into<PathBuf>, args: Vec<OsString>) -> Self {
         self.program = Some(Program { path: path.into(), args, static_tls_bytes: 0 });
@@ -387,7 +387,8 @@ impl Session {
         SessionBuilder::default()
     }
 
-    /// Starts `farlink-executor` in a process of its own and shares memory with it.
+    /// Starts an executor in a process of its own and shares memory with it: this program again, if its `main` begins with
+    /// [`executor::init`](crate::executor::init), else `farlink-executor`.
     ///
     /// # Errors
     ///
