@@ -100,9 +100,21 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     pub(crate) stats: Option<StatsFormat>,
 
+    /// Write to FILE when each phase was, for each object, in both processes: JSON that chrome://tracing and
+    /// ui.perfetto.dev show. What runs once the program has begun is one span.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+
     /// The program's arguments.
     #[arg(last = true, value_name = "ARGS")]
     pub(crate) args: Vec<OsString>,
+}
+
+impl RunArgs {
+    /// Whether the program is linked before it is run, because somebody wants to know what that takes; else running it does.
+    pub(crate) fn wants_link_first(&self) -> bool {
+        self.stats.is_some() || self.trace.is_some()
+    }
 }
 
 /// Where an executor is.

@@ -17,6 +17,7 @@ mod rust;
 mod script;
 mod signals;
 mod stats;
+mod trace;
 
 use args::{Cli, Command};
 use clap::Parser;

@@ -6,9 +6,11 @@ use crate::error::Error;
 use crate::inputs;
 use crate::signals::Signals;
 use crate::stats;
+use crate::trace::{self, Trace};
 use farlink::elf::Needs;
 use farlink::{Library, Session, SessionBuilder};
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     let mut clock = Clock::start();
     let signals = Signals::install()?;
+    let trace_file = args.trace.as_deref().map(output_file).transpose()?;
     let loaded = inputs::load(&args.input, &signals)?;
     clock.lap("load inputs");
     let session = session(&args, inputs::needs(&loaded))?;
@@ -30,16 +33,21 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     let mut program = vec![inputs::program_name(&args.input)];
     program.extend(args.args.iter().cloned());
     signals.run((!args.in_process).then_some(&session));
-    let mut outcome = link_and_execute(&session, &library, &args, &program);
+    let mut linked = Linked::default();
+    let mut outcome = link_and_execute(&session, &library, &args, &program, &mut clock, &mut linked);
     let is_undefined = matches!(&outcome, Err(Error::Farlink(farlink::Error::Undefined(_))));
     if is_undefined && inputs::add_needed(&library, &as_needed)? {
-        outcome = link_and_execute(&session, &library, &args, &program);
+        outcome = link_and_execute(&session, &library, &args, &program, &mut clock, &mut linked);
     }
     let outcome = outcome.map_err(|error| explain_entry(error, &args));
-    clock.lap("link and run");
+    clock.lap(if args.wants_link_first() { "run" } else { "link and run" });
     signals.ended();
     if args.time {
         clock.print(&library);
+    }
+    if let (Some((path, file)), Some(trace)) = (trace_file, &linked.trace) {
+        let written = trace::write(file, trace, &clock);
+        written.map_err(|error| Error::Write { path: path.to_owned(), error })?;
     }
     let status = outcome?;
     if args.in_process {
@@ -53,7 +61,8 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
 const USUAL_TLS_BYTES: u64 = 512;
 
 fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
-    let builder = Session::builder().low_memory(needs.low_memory);
+    let traces = args.trace.is_some();
+    let builder = Session::builder().low_memory(needs.low_memory).trace(traces).keep_graphs(traces);
     if args.in_process {
         return Ok(builder.in_process()?);
     }
@@ -95,17 +104,37 @@ fn link_and_execute(
     library: &Library,
     args: &RunArgs,
     program: &[OsString],
+    clock: &mut Clock,
+    linked: &mut Linked,
 ) -> Result<ExitStatus, Error> {
-    link(session, library, args, program)?;
+    if args.wants_link_first() {
+        library.link_program(&args.entry, program)?;
+        clock.lap("link");
+        *linked = look(session, library, args)?;
+    }
     execute(library, args, program)
 }
 
-/// Links the program, if somebody wants to know what that takes; else running it does.
-fn link(session: &Session, library: &Library, args: &RunArgs, program: &[OsString]) -> Result<(), Error> {
-    let Some(format) = args.stats else { return Ok(()) };
-    library.link_program(&args.entry, program)?;
-    stats::print(&session.stats()?, format);
-    Ok(())
+/// Makes a file for what will be known later: that it cannot be made is said before the program runs.
+fn output_file(path: &Path) -> Result<(&Path, File), Error> {
+    let file = File::create(path).map_err(|error| Error::Write { path: path.to_owned(), error })?;
+    Ok((path, file))
+}
+
+/// What is known of a program that has been linked and does not run yet.
+#[derive(Default)]
+struct Linked {
+    trace: Option<Trace>,
+}
+
+/// Looks at what has been linked, for whatever somebody wants to know.
+fn look(session: &Session, library: &Library, args: &RunArgs) -> Result<Linked, Error> {
+    if let Some(format) = args.stats {
+        stats::print(&session.stats()?, format);
+    }
+    let graphs = library.linked_graphs();
+    let trace = args.trace.as_ref().map(|_| trace::take(session, args.in_process, &graphs)).transpose()?;
+    Ok(Linked { trace })
 }
 
 /// Runs the program; gives how it ended.
@@ -153,14 +182,29 @@ fn exit_code(status: ExitStatus) -> ExitCode {
 }
 
 /// How long the parts of a run took.
-struct Clock {
+pub(crate) struct Clock {
+    started: u64,
     last: Instant,
     laps: Vec<(&'static str, Duration)>,
 }
 
 impl Clock {
     fn start() -> Self {
-        Self { last: Instant::now(), laps: Vec::new() }
+        Self { started: farlink::trace_now(), last: Instant::now(), laps: Vec::new() }
+    }
+
+    /// Returns when the run began, as the spans of a trace have it.
+    pub(crate) fn started(&self) -> u64 {
+        self.started
+    }
+
+    /// Returns when each part began and ended.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (&'static str, (u64, u64))> {
+        self.laps.iter().scan(self.started, |start, &(name, time)| {
+            let span = (*start, *start + time.as_nanos() as u64);
+            *start = span.1;
+            Some((name, span))
+        })
     }
 
     fn lap(&mut self, name: &'static str) {

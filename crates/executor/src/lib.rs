@@ -11,6 +11,7 @@
 //! - `services::unwind_index`, and `services::unwind` for controllers that are not farlink's: unwind information
 //! - `services::tls`, `services::thread_exit`: thread-local variables, and what is done at the end of a thread
 //! - `services::access`: reading and writing memory
+//! - `services::trace`: what was called, and when
 //!
 //! [`run`] serves a controller over a transport until the connection ends; [`local`] is the same without a connection,
 //! for a controller in this process.
@@ -37,6 +38,7 @@ mod server;
 mod services;
 #[allow(unsafe_code)]
 mod signals;
+mod trace;
 #[allow(unsafe_code)]
 mod wrap;
 

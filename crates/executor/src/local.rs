@@ -2,6 +2,7 @@
 
 use crate::registry::Registered;
 use crate::server::announcement;
+use crate::trace;
 use farlink_addr::ExecutorAddr;
 use farlink_mem::wrapper::call_wrapper;
 use farlink_rpc::{CallError, Caller, Executor, Handler, Pending};
@@ -33,7 +34,7 @@ impl Caller for DirectCaller {
     #[allow(unsafe_code)]
     fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Pending<Result<Vec<u8>, CallError>> {
         // SAFETY: the controller, which is this process, names a function of its own or one that it has linked.
-        let result = unsafe { call_wrapper(function, &args) };
+        let result = trace::span(function, || unsafe { call_wrapper(function, &args) });
         Pending::ready(result.map_err(CallError::OutOfBand))
     }
 }

@@ -1,7 +1,7 @@
 //! Serving one controller, from the first message to the end of the process.
 
 use crate::registry::{Registered, Session};
-use crate::{fork, main_thread, services};
+use crate::{fork, main_thread, services, trace};
 use farlink_addr::ExecutorAddr;
 use farlink_mem::wrapper::call_wrapper;
 use farlink_rpc::{Disconnected, Endpoint, Handler, Options, Transport, accept};
@@ -49,7 +49,7 @@ impl Handler for Calls {
     fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Result<Vec<u8>, String> {
         // SAFETY: the controller names a function of this process, announced or linked. The executor trusts its
         // controller with its own memory; the null address is refused.
-        let result = unsafe { call_wrapper(function, &args) };
+        let result = trace::span(function, || unsafe { call_wrapper(function, &args) });
         fork::exit_if_child(0);
         result
     }

@@ -17,6 +17,7 @@ use crate::session::SessionInner;
 use crate::state::{LinkedObject, ObjectState, State};
 use crate::table::{Definition, Value};
 use crate::thread_local::{self, OpenModule};
+use crate::trace::Trace;
 use farlink_addr::{ExecutorAddr, MemProt};
 use farlink_graph::{InitArray, LinkGraph, SymbolId};
 use farlink_mem::{FinalizedAlloc, InFlightAlloc};
@@ -75,26 +76,31 @@ impl PhaseTimes {
 }
 
 /// Measures one phase after another.
-struct Stopwatch(Instant);
+struct Stopwatch<'a> {
+    last: Instant,
+    trace: &'a Trace,
+    traced: u64,
+}
 
-impl Stopwatch {
-    fn start() -> Self {
-        Self(Instant::now())
+impl<'a> Stopwatch<'a> {
+    fn start(trace: &'a Trace) -> Self {
+        Self { last: Instant::now(), trace, traced: trace.now() }
     }
 
-    fn lap(&mut self, phase: &mut Duration) {
+    fn lap(&mut self, name: &'static str, phase: &mut Duration) {
         let now = Instant::now();
-        *phase += now - self.0;
-        self.0 = now;
+        *phase += now - self.last;
+        self.last = now;
+        self.traced = self.trace.phase(name, self.traced);
     }
 }
 
 /// Links `batch`; gives the addresses of its names, in order.
 pub(crate) fn link(library: &LibraryInner, batch: Batch<'_>) -> Result<Vec<ExecutorAddr>, Error> {
     let mut times = PhaseTimes::default();
-    let mut stopwatch = Stopwatch::start();
+    let mut stopwatch = Stopwatch::start(&library.session.trace);
     let mut claim = claim(library, &batch)?;
-    stopwatch.lap(&mut times.prepare);
+    stopwatch.lap("prepare", &mut times.prepare);
     match link_claimed(library, &mut claim, &batch, &mut times, &mut stopwatch) {
         Ok((addresses, memory)) => {
             library.settle(|state| {
@@ -238,17 +244,17 @@ fn link_claimed(
     claim: &mut Claim,
     batch: &Batch<'_>,
     times: &mut PhaseTimes,
-    stopwatch: &mut Stopwatch,
+    stopwatch: &mut Stopwatch<'_>,
 ) -> Result<Linked, Error> {
     let session = &library.session;
     let places = place::place(session, claim)?;
-    stopwatch.lap(&mut times.allocate);
+    stopwatch.lap("allocate", &mut times.allocate);
     let addresses = resolve::resolve(library, claim, &places, batch.names)?;
     let module = thread_local::place(session, claim)?;
     let linked = resolve::resolve_thread_local(library, claim).and_then(|()| {
-        stopwatch.lap(&mut times.resolve);
-        places.fix_up(claim)?;
-        stopwatch.lap(&mut times.fix_up);
+        stopwatch.lap("resolve", &mut times.resolve);
+        places.fix_up(session, claim)?;
+        stopwatch.lap("fix up", &mut times.fix_up);
         finalize(session, claim, places, module.as_ref())
     });
     let memory = match linked {
@@ -260,13 +266,13 @@ fn link_claimed(
             return Err(error);
         }
     };
-    stopwatch.lap(&mut times.finalize);
+    stopwatch.lap("finalize", &mut times.finalize);
     if let Err(error) = initialize(session, claim, batch.args) {
         // What went wrong first is what counts; the memory comes back in any case.
         let _ = session.memory.deallocate(memory.all()).wait();
         return Err(error);
     }
-    stopwatch.lap(&mut times.initialize);
+    stopwatch.lap("initialize", &mut times.initialize);
     Ok((addresses, memory))
 }
 

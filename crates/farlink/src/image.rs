@@ -1,9 +1,43 @@
 //! Linking without running: memory at addresses of the caller's choice, in no process at all.
 
+use crate::session::{Connection, Session, SessionBuilder, SessionInner};
+use crate::trace::Trace;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, PageSize};
-use farlink_mem::{Error, FinalizeRequest, MemoryMapper, WorkingMemory};
+use farlink_mem::{Error, FinalizeRequest, MemoryManager, MemoryMapper, WorkingMemory};
 use farlink_rpc::Pending;
 use std::sync::{Arc, Mutex, PoisonError};
+
+impl SessionBuilder {
+    /// Links without an executor, from the address `base` upward: nothing runs, and the linked bytes can be had.
+    ///
+    /// Symbols that no library defines are an error, or have the address 0 if `undefined_zero` is set. The graphs of
+    /// linked objects are kept for [`Library::linked_graphs`](crate::Library::linked_graphs).
+    ///
+    /// # Errors
+    ///
+    /// Fails if `base` is not at a page boundary.
+    pub fn image(self, base: ExecutorAddr, undefined_zero: bool) -> Result<(Session, Image), crate::Error> {
+        let page = PageSize::SIZE_4K;
+        if !base.is_aligned(page.align()) {
+            return Err(crate::Error::BadBase { base: base.as_u64(), page: page.bytes() });
+        }
+        let image = Image::default();
+        let mapper = Arc::new(ImageMapper::new(base, image.clone()));
+        let memory = MemoryManager::new(mapper, self.reservation_bytes);
+        let session = Session::new(SessionInner {
+            connection: Connection::None,
+            memory,
+            runtime: None,
+            callbacks: Arc::default(),
+            call_timeout: None,
+            keeps_graphs: true,
+            undefined_zero,
+            low_memory: false,
+            trace: Trace::default(),
+        });
+        Ok((session, image))
+    }
+}
 
 /// The linked bytes of a session that only links: see [`SessionBuilder::image`](crate::SessionBuilder::image).
 #[derive(Clone, Default)]

@@ -24,6 +24,7 @@ mod batch;
 mod buffer;
 mod callback;
 mod claim;
+mod connect;
 mod error;
 #[allow(unsafe_code)]
 mod function;
@@ -42,6 +43,7 @@ mod stats;
 mod support;
 mod table;
 mod thread_local;
+mod trace;
 
 pub use abi::{CField, CResult, CType, CValue};
 pub use batch::PhaseTimes;
@@ -54,6 +56,7 @@ pub use library::{Library, Object};
 pub use pointer::ExecutorPtr;
 pub use session::{DEFAULT_RESERVATION_BYTES, Memory, Session, SessionBuilder};
 pub use stats::SessionStats;
+pub use trace::{TraceProcess, TraceSpan, trace_now};
 
 pub use farlink_addr as addr;
 pub use farlink_elf as elf;

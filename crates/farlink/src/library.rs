@@ -119,8 +119,10 @@ impl Library {
     /// Fails if the bytes are not an object that can be linked, or if it defines a symbol that another object of the
     /// library defines too, unless one of the definitions is weak.
     pub fn add_object(&self, name: &str, bytes: impl Into<Bytes>) -> Result<Object, Error> {
-        let start = Instant::now();
+        let trace = &self.inner.session.trace;
+        let (start, traced) = (Instant::now(), trace.now());
         let graph = farlink_elf::parse_object(name, bytes.into())?;
+        trace.object("parse", name, traced);
         let mut state = self.inner.lock();
         let id = state.declare(graph)?;
         state.times.parse += start.elapsed();
@@ -332,7 +334,8 @@ impl Library {
         self.inner.lock().times
     }
 
-    /// Returns the linked objects with their addresses, where the session keeps them: see
+    /// Takes the graphs of the linked objects, with their addresses, where the session keeps them: see
+    /// [`SessionBuilder::keep_graphs`](crate::SessionBuilder::keep_graphs) and
     /// [`SessionBuilder::image`](crate::SessionBuilder::image).
     #[must_use]
     pub fn linked_graphs(&self) -> Vec<LinkGraph> {

@@ -20,12 +20,14 @@ pub(crate) fn place(session: &SessionInner, claim: &mut Claim) -> Result<Places,
     let names: Vec<&str> = claim.sets.iter().map(String::as_str).collect();
     let mut objects = Vec::with_capacity(claim.objects.len());
     for claimed in &mut claim.objects {
+        let traced = session.trace.now();
         let layout = farlink_graph::lay_out(&claimed.graph, &names)?;
         let segments = layout.segments();
         let allocation = if segments.is_empty() { None } else { Some(session.memory.allocate(segments).wait()?) };
         let ranges: Vec<ExecutorAddrRange> = segments_of(&allocation).map(|segment| segment.range).collect();
         farlink_graph::assign(&mut claimed.graph, &layout, &ranges);
         objects.push((layout, allocation));
+        session.trace.object("allocate", claimed.graph.name(), traced);
     }
     let mut sets = Vec::with_capacity(names.len());
     for name in names {
@@ -90,8 +92,9 @@ impl Places {
     }
 
     /// Copies content into memory and applies fixups.
-    pub(crate) fn fix_up(&self, claim: &Claim) -> Result<(), Error> {
+    pub(crate) fn fix_up(&self, session: &SessionInner, claim: &Claim) -> Result<(), Error> {
         for (position, claimed) in claim.objects.iter().enumerate() {
+            let traced = session.trace.now();
             let (layout, allocation) = &self.objects[position];
             if let Some(allocation) = allocation {
                 farlink_graph::fix_up(&claimed.graph, layout, allocation.segments())?;
@@ -101,6 +104,7 @@ impl Places {
                     set.fix_up(position, &claimed.graph, &segment.working)?;
                 }
             }
+            session.trace.object("fix up", claimed.graph.name(), traced);
         }
         Ok(())
     }

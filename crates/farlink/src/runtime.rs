@@ -11,19 +11,22 @@ use farlink_wire::functions::{
     DEREGISTER_UNWIND_INDEX, DYLIB_INSTANCE, DYLIB_LOOKUP, DYLIB_OPEN, DYLIB_OPEN_STATIC, DYLIB_RESOLVE, Expected,
     PLACE_BELOW, READ_BUFFERS, REGISTER_EH_FRAME, REGISTER_EH_FRAME_19, REGISTER_UNWIND_DIRECTORY,
     REGISTER_UNWIND_INDEX, RESOLVE, RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS, RUN_PROGRAM, SIMPLE_INSTANCE, TLS_CLOSE,
-    TLS_OPEN, TLS_RESOLVE, WRITE_BUFFERS,
+    TLS_OPEN, TLS_RESOLVE, TRACE_TAKE, WRITE_BUFFERS,
 };
 use farlink_wire::msg::{
-    ActionPair, FiniArray, LookupName, MainCall, RunInitializers, SymbolDef, TlsName, TlsPlace, TlsTemplate,
+    ActionPair, FiniArray, LookupName, MainCall, RunInitializers, SymbolDef, TlsName, TlsPlace, TlsTemplate, TraceSpan,
     WrapperFunctionCall,
 };
-use farlink_wire::sps::SpsError;
+use farlink_wire::sps::{SpsError, from_bytes};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Why an executor has no thread-local variables for linked code.
 const NO_TLS: &str = "it is not farlink's, and has no such function; recompile with -femulated-tls";
+
+/// Spans that are taken of an executor at most: it keeps fewer.
+const MAX_TRACE_SPANS: u64 = 1 << 22;
 
 /// Definitions that an executor is asked for.
 type Found = Pending<Result<Expected<Vec<Option<SymbolDef>>>, CallError>>;
@@ -50,6 +53,33 @@ impl Runtime {
     /// Returns how often each function of the executor has been called.
     pub(crate) fn calls(&self) -> BTreeMap<&'static str, u64> {
         self.executor.calls()
+    }
+
+    /// Takes what the executor has recorded.
+    pub(crate) fn take_trace(&self) -> Result<Vec<TraceSpan>, Error> {
+        const AT_ONCE: u64 = 1 << 16;
+        let mut all = Vec::new();
+        if self.executor.offers(TRACE_TAKE) {
+            let take = self.executor.bind(TRACE_TAKE)?;
+            // The call itself is recorded: one that gives less than was asked for is the last.
+            loop {
+                let spans = take.call(&(AT_ONCE,)).wait()?;
+                let is_last = (spans.len() as u64) < AT_ONCE;
+                all.extend(spans);
+                if is_last || all.len() as u64 > MAX_TRACE_SPANS {
+                    break;
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Returns the name under which the executor announces the function at `addr`.
+    pub(crate) fn name_of(&self, addr: ExecutorAddr) -> Option<String> {
+        let info = self.executor.info();
+        let symbols = info.bootstrap_symbols.iter().map(|(name, addr)| (name, *addr));
+        let values = info.bootstrap_map.iter().filter_map(|(name, value)| Some((name, from_bytes(value).ok()?)));
+        symbols.chain(values).find(|&(_, known)| known == addr).map(|(name, _)| name.clone())
     }
 
     /// Reads memory by a call.

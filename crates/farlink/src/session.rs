@@ -1,19 +1,17 @@
 //! A session: an executor, its memory, and the libraries linked into it.
 
 use crate::callback::Callbacks;
-use crate::image::{Image, ImageMapper};
 use crate::process::{Process, Program};
 use crate::runtime::Runtime;
+use crate::trace::Trace;
 use crate::{Error, Library};
-use farlink_addr::{ExecutorAddr, PageSize};
+use farlink_addr::ExecutorAddr;
 use farlink_mem::{InProcessMapper, MemoryManager, MemoryMapper, MemoryStats, RemoteMapper, SharedMemoryMapper};
-use farlink_rpc::{Endpoint, Executor, Options, Transport, connect, prove_secret};
+use farlink_rpc::{Endpoint, Executor, Options, Transport, connect};
 use farlink_wire::setup::ExecutorInfo;
 use std::ffi::OsString;
-use std::net::TcpStream;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,9 +46,11 @@ pub struct SessionBuilder {
     static_tls_bytes: u64,
     low_memory: bool,
     memory: Memory,
-    reservation_bytes: u64,
+    pub(crate) reservation_bytes: u64,
     call_timeout: Option<Duration>,
-    options: Options,
+    keeps_graphs: bool,
+    traces: bool,
+    pub(crate) options: Options,
 }
 
 impl Default for SessionBuilder {
@@ -64,6 +64,8 @@ impl Default for SessionBuilder {
             memory: Memory::default(),
             reservation_bytes: DEFAULT_RESERVATION_BYTES,
             call_timeout: None,
+            keeps_graphs: false,
+            traces: false,
             options,
         }
     }
@@ -119,6 +121,20 @@ impl SessionBuilder {
         self
     }
 
+    /// Keeps the graphs of linked objects, with their addresses, for [`Library::linked_graphs`].
+    #[must_use]
+    pub fn keep_graphs(mut self, keeps_graphs: bool) -> Self {
+        self.keeps_graphs = keeps_graphs;
+        self
+    }
+
+    /// Records what both processes do, and when, for [`Session::take_trace`].
+    #[must_use]
+    pub fn trace(mut self, traces: bool) -> Self {
+        self.traces = traces;
+        self
+    }
+
     /// Starts an executor in a process of its own, with this process's standard streams and environment.
     ///
     /// # Errors
@@ -156,33 +172,6 @@ impl SessionBuilder {
         self.session(executor, Connection::Process(process), callbacks)
     }
 
-    /// Talks to an executor that listens on a Unix socket (`farlink-executor --unix PATH`).
-    ///
-    /// # Errors
-    ///
-    /// Fails if nobody listens there, or it does not introduce itself as an executor.
-    pub fn connect_unix(self, path: &Path) -> Result<Session, Error> {
-        let socket = UnixStream::connect(path).map_err(connect_error)?;
-        self.connect(Transport::from_socket(socket.into()).map_err(connect_error)?)
-    }
-
-    /// Talks to an executor that listens on TCP (`farlink-executor listen=HOST:PORT`), at this host and port: after both
-    /// have proved that they know `secret`, unless it is none, as `--insecure` needs it.
-    ///
-    /// What follows is neither encrypted nor protected against change. An executor on another machine needs
-    /// [`Memory::Remote`].
-    ///
-    /// # Errors
-    ///
-    /// Fails if nobody listens there, or it has another secret, or does not introduce itself as an executor.
-    pub fn connect_tcp(self, address: &str, secret: Option<&[u8]>) -> Result<Session, Error> {
-        let socket = TcpStream::connect(address).map_err(connect_error)?;
-        if let Some(secret) = secret {
-            prove_secret(&socket, secret, self.options.setup_timeout).map_err(connect_error)?;
-        }
-        self.connect(Transport::from_socket(socket.into()).map_err(connect_error)?)
-    }
-
     /// Talks to an executor over `transport`.
     ///
     /// # Errors
@@ -203,44 +192,16 @@ impl SessionBuilder {
     /// Fails if this process cannot be an executor.
     pub fn in_process(self) -> Result<Session, Error> {
         let callbacks = Arc::<Callbacks>::default();
-        let executor = farlink_executor::local_with(callbacks.clone());
+        let (executor, trace) = self.traced(farlink_executor::local_with(callbacks.clone()))?;
         let mapper = Arc::new(InProcessMapper::new());
         if self.low_memory {
             mapper.place_below(LOW_LIMIT);
         }
-        Ok(self.with_mapper(executor, mapper, Connection::InProcess, callbacks))
-    }
-
-    /// Links without an executor, from the address `base` upward: nothing runs, and the linked bytes can be had.
-    ///
-    /// Symbols that no library defines are an error, or have the address 0 if `undefined_zero` is set. The graphs of
-    /// linked objects are kept for [`Library::linked_graphs`].
-    ///
-    /// # Errors
-    ///
-    /// Fails if `base` is not at a page boundary.
-    pub fn image(self, base: ExecutorAddr, undefined_zero: bool) -> Result<(Session, Image), Error> {
-        let page = PageSize::SIZE_4K;
-        if !base.is_aligned(page.align()) {
-            return Err(Error::BadBase { base: base.as_u64(), page: page.bytes() });
-        }
-        let image = Image::default();
-        let mapper = Arc::new(ImageMapper::new(base, image.clone()));
-        let memory = MemoryManager::new(mapper, self.reservation_bytes);
-        let session = Session::new(SessionInner {
-            connection: Connection::None,
-            memory,
-            runtime: None,
-            callbacks: Arc::default(),
-            call_timeout: None,
-            keeps_graphs: true,
-            undefined_zero,
-            low_memory: false,
-        });
-        Ok((session, image))
+        Ok(self.with_mapper(executor, mapper, Connection::InProcess, callbacks, trace))
     }
 
     fn session(self, executor: Executor, connection: Connection, callbacks: Arc<Callbacks>) -> Result<Session, Error> {
+        let (executor, trace) = self.traced(executor)?;
         if self.low_memory {
             crate::runtime::place_below(&executor, LOW_LIMIT)?;
         }
@@ -249,7 +210,12 @@ impl SessionBuilder {
             Memory::Posix => Arc::new(SharedMemoryMapper::posix(&executor)?),
             Memory::Remote => Arc::new(RemoteMapper::new(&executor)?),
         };
-        Ok(self.with_mapper(executor, mapper, connection, callbacks))
+        Ok(self.with_mapper(executor, mapper, connection, callbacks, trace))
+    }
+
+    /// Begins a record of what is done, if one is wanted.
+    fn traced(&self, executor: Executor) -> Result<(Executor, Trace), Error> {
+        if self.traces { Trace::start(executor) } else { Ok((executor, Trace::default())) }
     }
 
     fn with_mapper(
@@ -258,6 +224,7 @@ impl SessionBuilder {
         mapper: Arc<dyn MemoryMapper>,
         connection: Connection,
         callbacks: Arc<Callbacks>,
+        trace: Trace,
     ) -> Session {
         let most = if self.low_memory { LOW_RESERVATION_BYTES } else { u64::MAX };
         let directories = crate::runtime::directory_actions(&executor);
@@ -268,15 +235,12 @@ impl SessionBuilder {
             runtime: Some(Runtime::new(executor)),
             callbacks,
             call_timeout: self.call_timeout,
-            keeps_graphs: false,
+            keeps_graphs: self.keeps_graphs,
             undefined_zero: false,
             low_memory: self.low_memory,
+            trace,
         })
     }
-}
-
-fn connect_error(error: std::io::Error) -> Error {
-    Error::Connect(Arc::new(error))
 }
 
 /// What ends with the session.
@@ -312,6 +276,7 @@ pub(crate) struct SessionInner {
     pub(crate) undefined_zero: bool,
     /// Whether linked code may have 32-bit absolute addresses.
     pub(crate) low_memory: bool,
+    pub(crate) trace: Trace,
 }
 
 impl SessionInner {

@@ -27,6 +27,15 @@ pub trait Caller: Send + Sync {
     }
 }
 
+/// Is told of calls to an executor.
+pub trait CallObserver: Send + Sync {
+    /// Returns the time, on a clock of the observer's choice.
+    fn now(&self) -> u64;
+
+    /// A call of the function that is called `name`, which was made at `start`, has a result.
+    fn call_ended(&self, name: &'static str, start: u64);
+}
+
 /// An executor: what it announced, and the means to call it. Cheap to clone.
 #[derive(Clone)]
 pub struct Executor {
@@ -35,6 +44,7 @@ pub struct Executor {
     caller: Arc<dyn Caller>,
     /// Calls so far, by the function's name.
     counts: Arc<Mutex<BTreeMap<&'static str, Arc<AtomicU64>>>>,
+    observer: Option<Arc<dyn CallObserver>>,
 }
 
 impl Executor {
@@ -45,7 +55,14 @@ impl Executor {
     /// Fails if the page size it claims is not one.
     pub fn new(info: ExecutorInfo, caller: Arc<dyn Caller>) -> Result<Self, SetupError> {
         let page_size = PageSize::new(info.page_size).ok_or(SetupError::BadPageSize(info.page_size))?;
-        Ok(Self { info: Arc::new(info), page_size, caller, counts: Arc::default() })
+        Ok(Self { info: Arc::new(info), page_size, caller, counts: Arc::default(), observer: None })
+    }
+
+    /// Has `observer` told of all calls to come, of clones that are made from now on too.
+    #[must_use]
+    pub fn observed_by(mut self, observer: Arc<dyn CallObserver>) -> Self {
+        self.observer = Some(observer);
+        self
     }
 
     /// Returns what the executor announced.
@@ -80,7 +97,8 @@ impl Executor {
     #[must_use]
     pub fn callee<Args, Ret>(&self, name: &'static str, addr: ExecutorAddr) -> Callee<Args, Ret> {
         let count = Arc::clone(self.counts().entry(name).or_default());
-        Callee { name, addr, caller: Arc::clone(&self.caller), count, types: PhantomData }
+        let (caller, observer) = (Arc::clone(&self.caller), self.observer.clone());
+        Callee { name, addr, caller, count, observer, types: PhantomData }
     }
 
     fn counts(&self) -> MutexGuard<'_, BTreeMap<&'static str, Arc<AtomicU64>>> {
@@ -121,14 +139,15 @@ pub struct Callee<Args, Ret> {
     addr: ExecutorAddr,
     caller: Arc<dyn Caller>,
     count: Arc<AtomicU64>,
+    observer: Option<Arc<dyn CallObserver>>,
     types: PhantomData<fn(Args) -> Ret>,
 }
 
 // Not derived: the types need not be cloned.
 impl<Args, Ret> Clone for Callee<Args, Ret> {
     fn clone(&self) -> Self {
-        let (caller, count) = (Arc::clone(&self.caller), Arc::clone(&self.count));
-        Self { name: self.name, addr: self.addr, caller, count, types: PhantomData }
+        let (caller, count, observer) = (Arc::clone(&self.caller), Arc::clone(&self.count), self.observer.clone());
+        Self { name: self.name, addr: self.addr, caller, count, observer, types: PhantomData }
     }
 }
 
@@ -150,8 +169,12 @@ impl<Args, Ret: for<'a> Decode<'a> + Send + 'static> Callee<Args, Ret> {
     pub fn call_encoded(&self, args: Vec<u8>) -> Pending<Result<Ret, CallError>> {
         let function = self.name;
         self.count.fetch_add(1, Ordering::Relaxed);
-        self.caller
-            .call(self.addr, args)
-            .map(move |result| from_bytes(&result?).map_err(|error| CallError::BadResult { function, error }))
+        let observed = self.observer.clone().map(|observer| (observer.now(), observer));
+        self.caller.call(self.addr, args).map(move |result| {
+            if let Some((start, observer)) = observed {
+                observer.call_ended(function, start);
+            }
+            from_bytes(&result?).map_err(|error| CallError::BadResult { function, error })
+        })
     }
 }

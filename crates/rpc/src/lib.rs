@@ -53,7 +53,7 @@ mod transport;
 pub use count::system_calls;
 pub use endpoint::{Endpoint, Handler, Options, accept, connect};
 pub use error::{CallError, Disconnected, SetupError};
-pub use executor::{Callee, Caller, Executor};
+pub use executor::{CallObserver, Callee, Caller, Executor};
 pub use pending::{Completer, Pending};
 pub use secret::{demand_secret, prove_secret};
 pub use transport::Transport;

@@ -8,7 +8,7 @@
 
 use crate::msg::{
     FinalizeRequest, LookupName, MainCall, MemoryUsage, RunInitializers, SharedFinalizeRequest, Stripe, SymbolDef,
-    TlsName, TlsPlace, TlsTemplate,
+    TlsName, TlsPlace, TlsTemplate, TraceSpan,
 };
 use crate::native::{NativeCall, Returned};
 use crate::setup::ExecutorInfo;
@@ -198,6 +198,14 @@ functions! {
     RUN_EXITS = "farlink.run_exits": ((ExecutorAddr,)) -> SpsError;
     /// Calls `main` on the process's main thread, then `exit` with its result. Answers only if it cannot.
     RUN_PROGRAM = "farlink.run_program": (MainCall) -> SpsError;
+}
+
+// Tracing.
+functions! {
+    /// Records from now on what is called and when; gives the time on the executor's monotonic clock, in nanoseconds.
+    TRACE_START = "farlink.trace.start": (()) -> u64;
+    /// What has been recorded and not been taken: at most as many spans as asked for, the first first.
+    TRACE_TAKE = "farlink.trace.take": ((u64,)) -> Vec<TraceSpan>;
 }
 
 // Thread-local storage.

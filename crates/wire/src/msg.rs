@@ -159,6 +159,21 @@ impl Stripe {
     }
 }
 
+/// Something that an executor did, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceSpan {
+    /// The function that was called: one of those announced, or linked code.
+    pub function: ExecutorAddr,
+    /// The system's number of the thread.
+    pub thread: u64,
+    /// When it began, in nanoseconds of the system's monotonic clock.
+    pub start: u64,
+    /// When it ended.
+    pub end: u64,
+}
+
+sps_struct!(TraceSpan { function: ExecutorAddr, thread: u64, start: u64, end: u64 });
+
 /// What an executor's memory service holds of the system.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryUsage {

@@ -5,10 +5,10 @@
 //! of finalizers are kept here. When the process exits, the C library runs its own list, last to first; the handler
 //! below was registered before any initializer ran, so it is the last to run, as natively.
 
-use crate::main_thread;
 use crate::services::calls::{Argv, Main};
 use crate::services::thread_exit;
 use crate::wrap::{OutOfBand, wrappers};
+use crate::{main_thread, trace};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_wire::msg::{FiniArray, ObjectExits, RunInitializers};
 use farlink_wire::sps::SpsError;
@@ -70,8 +70,9 @@ fn initialize(request: RunInitializers) -> Result<SpsError, OutOfBand> {
         }
         for array in init {
             for function in entries(array) {
+                let address = ExecutorAddr::new(function as *const () as u64);
                 // SAFETY: the controller names arrays of initializers, which are called as `main` is.
-                unsafe { argv.call(function) };
+                trace::span(address, || unsafe { argv.call(function) });
             }
         }
     });

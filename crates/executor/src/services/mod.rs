@@ -10,6 +10,7 @@ mod memory;
 mod native;
 mod thread_exit;
 mod tls;
+mod trace;
 mod unwind;
 mod unwind_index;
 
@@ -33,6 +34,7 @@ pub(crate) fn announce(info: &mut ExecutorInfo, passes_descriptors: bool) {
     unwind::announce(info);
     unwind_index::announce(info);
     tls::announce(info);
+    trace::announce(info);
     debugger::announce(info);
     access::announce(info);
     dispatch::announce(info);
