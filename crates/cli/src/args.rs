@@ -1,6 +1,7 @@
 //! The command line, as it is written.
 
 use crate::doctor::Probe;
+use crate::map::Format;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use farlink::Memory;
 use std::ffi::OsString;
@@ -105,6 +106,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
 
+    /// Draw the executor's memory once the program is linked: reservations, stripes, what each object has, what is free and
+    /// what is lost, to FILE: a picture (.svg), a page with the picture and a table (.html), or the same as JSON (.json).
+    #[arg(long, value_name = "FILE", value_parser = parse_map)]
+    pub(crate) map: Option<(PathBuf, Format)>,
+
     /// The program's arguments.
     #[arg(last = true, value_name = "ARGS")]
     pub(crate) args: Vec<OsString>,
@@ -113,7 +119,7 @@ pub(crate) struct RunArgs {
 impl RunArgs {
     /// Whether the program is linked before it is run, because somebody wants to know what that takes; else running it does.
     pub(crate) fn wants_link_first(&self) -> bool {
-        self.stats.is_some() || self.trace.is_some()
+        self.stats.is_some() || self.trace.is_some() || self.map.is_some()
     }
 }
 
@@ -223,6 +229,13 @@ fn parse_address(text: &str) -> Result<u64, String> {
         None => text.parse(),
     };
     parsed.map_err(|error| format!("{error}; write an address as 4096 or 0x1000"))
+}
+
+/// Reads where to write a map, and tells how by the name.
+fn parse_map(text: &str) -> Result<(PathBuf, Format), String> {
+    let path = PathBuf::from(text);
+    let format = Format::of(&path).ok_or("name a file that ends in .svg, .html or .json")?;
+    Ok((path, format))
 }
 
 /// Reads NAME=ADDR.

@@ -12,6 +12,7 @@ mod error;
 mod inputs;
 mod inspect;
 mod link;
+mod map;
 mod run;
 mod rust;
 mod script;

@@ -4,6 +4,7 @@ use crate::args::{Address, MemoryArg, RunArgs};
 use crate::compile::Language;
 use crate::error::Error;
 use crate::inputs;
+use crate::map::Map;
 use crate::signals::Signals;
 use crate::stats;
 use crate::trace::{self, Trace};
@@ -11,6 +12,7 @@ use farlink::elf::Needs;
 use farlink::{Library, Session, SessionBuilder};
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
@@ -20,6 +22,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     let mut clock = Clock::start();
     let signals = Signals::install()?;
     let trace_file = args.trace.as_deref().map(output_file).transpose()?;
+    let map_file = args.map.as_ref().map(|(path, _)| output_file(path)).transpose()?;
     let loaded = inputs::load(&args.input, &signals)?;
     clock.lap("load inputs");
     let session = session(&args, inputs::needs(&loaded))?;
@@ -45,6 +48,10 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     if args.time {
         clock.print(&library);
     }
+    if let (Some((path, mut file)), Some(map)) = (map_file, &linked.map) {
+        let written = file.write_all(map.as_bytes());
+        written.map_err(|error| Error::Write { path: path.to_owned(), error })?;
+    }
     if let (Some((path, file)), Some(trace)) = (trace_file, &linked.trace) {
         let written = trace::write(file, trace, &clock);
         written.map_err(|error| Error::Write { path: path.to_owned(), error })?;
@@ -61,8 +68,8 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
 const USUAL_TLS_BYTES: u64 = 512;
 
 fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
-    let traces = args.trace.is_some();
-    let builder = Session::builder().low_memory(needs.low_memory).trace(traces).keep_graphs(traces);
+    let (traces, maps) = (args.trace.is_some(), args.map.is_some());
+    let builder = Session::builder().low_memory(needs.low_memory).trace(traces).keep_graphs(traces || maps);
     if args.in_process {
         return Ok(builder.in_process()?);
     }
@@ -125,6 +132,7 @@ fn output_file(path: &Path) -> Result<(&Path, File), Error> {
 #[derive(Default)]
 struct Linked {
     trace: Option<Trace>,
+    map: Option<String>,
 }
 
 /// Looks at what has been linked, for whatever somebody wants to know.
@@ -134,7 +142,11 @@ fn look(session: &Session, library: &Library, args: &RunArgs) -> Result<Linked, 
     }
     let graphs = library.linked_graphs();
     let trace = args.trace.as_ref().map(|_| trace::take(session, args.in_process, &graphs)).transpose()?;
-    Ok(Linked { trace })
+    let map = args
+        .map
+        .as_ref()
+        .map(|&(_, format)| Ok::<_, farlink::Error>(Map::new(session, library, &graphs)?.write(format)));
+    Ok(Linked { trace, map: map.transpose()? })
 }
 
 /// Runs the program; gives how it ended.

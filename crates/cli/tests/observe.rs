@@ -1,11 +1,12 @@
-//! Seeing what a run does: `--trace`.
+//! Seeing what a run does and has: `--trace`, `--map`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod common;
 
-use common::{Farlink, compile};
+use common::{Farlink, available, compile, tool};
 use serde_json::Value;
+use std::process::Command;
 use tempfile::TempDir;
 
 /// A program of two objects, one of which has an initializer.
@@ -85,4 +86,77 @@ fn trace_without_a_place() {
     let Program { dir: _dir, run } = program(&[]);
     let text = run.args(["--trace", "/nowhere/trace.json"]).failure();
     assert!(text.contains("/nowhere/trace.json"), "{text}");
+}
+
+/// The map as JSON has every byte of every stripe once, in order, and every section of every object, where it is as big as
+/// in the object.
+#[test]
+fn map_of_the_memory() {
+    for options in [&[][..], &["--memory", "remote"], &["--in-process"]] {
+        let map: Value = serde_json::from_str(&program(options).run("--map", "map.json")).unwrap();
+        let address =
+            |value: &Value| u64::from_str_radix(value["addr"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+        let bytes = |value: &Value| value["bytes"].as_u64().unwrap();
+        let mut sections = Vec::new();
+        for stripe in map["reservations"].as_array().unwrap().iter().flat_map(|one| one["stripes"].as_array().unwrap())
+        {
+            let mut at = address(stripe);
+            for piece in stripe["pieces"].as_array().unwrap() {
+                assert_eq!(address(piece), at, "{options:?}");
+                at += bytes(piece);
+                if let Some(section) = piece["section"].as_str() {
+                    sections.push((piece["object"].as_str().unwrap().to_owned(), section.to_owned(), bytes(piece)));
+                }
+            }
+            assert_eq!(at, address(stripe) + bytes(stripe), "{options:?}");
+        }
+        for (object, section, expected) in
+            [("main.c.o", ".text", 9..30), ("answer.c.o", ".text", 7..30), ("answer.c.o", ".bss", 4..5)]
+        {
+            let is_it = |(name, found, _): &&(String, String, u64)| name.ends_with(object) && found == section;
+            let found =
+                sections.iter().find(is_it).unwrap_or_else(|| panic!("no {section} of {object} in {sections:?}"));
+            assert!(expected.contains(&found.2), "{found:?}");
+        }
+        let total: u64 =
+            map["objects"].as_array().unwrap().iter().map(|object| object["code_bytes"].as_u64().unwrap()).sum();
+        assert!(total > 0 && map["live_bytes"].as_u64().unwrap() >= total);
+    }
+}
+
+/// Picture and page are well-formed, whatever objects are called, name every object, and load nothing from elsewhere.
+#[test]
+fn map_as_a_picture() {
+    if !available("map_as_a_picture", "python3") {
+        return;
+    }
+    for file in ["map.svg", "map.html"] {
+        let Program { dir, run } = program(&[]);
+        let odd = dir.path().join("<odd> & \"named\".o");
+        let object = compile(dir.path(), "odd.c", "int odd[1000] = {1};", &["-fPIC"]);
+        std::fs::rename(object, &odd).unwrap();
+        let path = dir.path().join(file);
+        let output = run.arg(&odd).arg("--map").arg(&path).output();
+        assert_eq!((output.code, output.stderr.as_str()), (Some(42), ""), "{output:?}");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let svg = &text[text.find("<svg").unwrap()..text.find("</svg>").unwrap() + 6];
+        let alone = dir.path().join("alone.svg");
+        std::fs::write(&alone, svg).unwrap();
+        let script = "import sys, xml.etree.ElementTree as e; print('\\n'.join(x.text or '' for x in \
+                      e.parse(sys.argv[1]).iter('{http://www.w3.org/2000/svg}title')))";
+        let titles = tool(Command::new("python3").arg("-c").arg(script).arg(&alone));
+        for name in ["main.c.o", "answer.c.o", "<odd> & \"named\".o", ".text", "free"] {
+            assert!(titles.lines().any(|line| line.ends_with(name)), "{name} is not in {titles}");
+        }
+        let links = text.matches("http").count();
+        assert_eq!(links, 1, "only the name of the format: {file}");
+    }
+}
+
+/// A map's format is told by the name of its file; one that tells none is refused before anything is linked.
+#[test]
+fn map_without_a_format() {
+    let Program { dir: _dir, run } = program(&[]);
+    let text = run.args(["--map", "map.png"]).failure();
+    assert!(text.contains(".svg, .html or .json"), "{text}");
 }

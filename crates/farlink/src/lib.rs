@@ -52,7 +52,7 @@ pub use callback::CallbackFunction;
 pub use error::{Error, UndefinedSymbol, signal_name};
 pub use function::{Callback, Function, Signature};
 pub use image::{Image, ImageSegment};
-pub use library::{Library, Object};
+pub use library::{Library, Object, ObjectMemory};
 pub use pointer::ExecutorPtr;
 pub use session::{DEFAULT_RESERVATION_BYTES, Memory, Session, SessionBuilder};
 pub use stats::SessionStats;

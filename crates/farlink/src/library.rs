@@ -5,12 +5,13 @@
 
 use crate::batch::{self, Batch};
 use crate::session::{Session, SessionInner};
-use crate::state::{LibraryArchive, ObjectState, State};
+use crate::state::{LibraryArchive, LinkedObject, ObjectState, State};
 use crate::table::{Definition, Strength};
 use crate::{Error, PhaseTimes};
-use farlink_addr::ExecutorAddr;
+use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange};
 use farlink_elf::{Archive, InputKind};
 use farlink_graph::{Bytes, LinkGraph};
+use farlink_mem::FinalizedAlloc;
 use farlink_wire::msg::MainCall;
 use farlink_wire::sps::Blob;
 use std::any::Any;
@@ -41,6 +42,18 @@ pub struct Object {
     id: ObjectId,
     /// Tells it from another that gets its place when it has been removed.
     serial: u64,
+}
+
+/// Where a linked object is: see [`Library::object_memory`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ObjectMemory {
+    /// What the object is called.
+    pub name: String,
+    /// Its memory: a segment for each protection.
+    pub segments: Vec<(AllocGroup, ExecutorAddrRange)>,
+    /// Memory that it has together with other objects, which has sections of each.
+    pub with_others: Vec<(AllocGroup, ExecutorAddrRange)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -332,6 +345,22 @@ impl Library {
     #[must_use]
     pub fn phase_times(&self) -> PhaseTimes {
         self.inner.lock().times
+    }
+
+    /// Returns where the linked objects are in the executor's memory, in the order in which they were declared.
+    #[must_use]
+    pub fn object_memory(&self) -> Vec<ObjectMemory> {
+        let state = self.inner.lock();
+        let linked = state.objects.iter().filter_map(|slot| match &slot.state {
+            ObjectState::Linked(linked) => Some((slot.name.to_string(), linked)),
+            _ => None,
+        });
+        let memory = |(name, linked): (String, &LinkedObject)| {
+            let segments = linked.memory.iter().flat_map(FinalizedAlloc::segments).copied().collect();
+            let with_others = linked.sets.iter().flat_map(|set| set.segments()).copied().collect();
+            ObjectMemory { name, segments, with_others }
+        };
+        linked.map(memory).collect()
     }
 
     /// Takes the graphs of the linked objects, with their addresses, where the session keeps them: see

@@ -6,7 +6,9 @@ use crate::runtime::Runtime;
 use crate::trace::Trace;
 use crate::{Error, Library};
 use farlink_addr::ExecutorAddr;
-use farlink_mem::{InProcessMapper, MemoryManager, MemoryMapper, MemoryStats, RemoteMapper, SharedMemoryMapper};
+use farlink_mem::{
+    InProcessMapper, MemoryManager, MemoryMapper, MemoryStats, RemoteMapper, ReservationLayout, SharedMemoryMapper,
+};
 use farlink_rpc::{Endpoint, Executor, Options, Transport, connect};
 use farlink_wire::setup::ExecutorInfo;
 use std::ffi::OsString;
@@ -392,6 +394,12 @@ impl Session {
     #[must_use]
     pub fn memory_stats(&self) -> MemoryStats {
         self.inner.memory.stats()
+    }
+
+    /// Returns the executor's memory as this process has divided it. [`Library::object_memory`] says what is where.
+    #[must_use]
+    pub fn memory_layout(&self) -> Vec<ReservationLayout> {
+        self.inner.memory.layout()
     }
 
     /// Returns the id of the executor's process, if this session started it.

@@ -253,6 +253,14 @@ impl FreeList {
         list.into_iter().flat_map(|list| self.in_list(list)).map(|index| self.free(index).len).max().unwrap_or(0)
     }
 
+    /// Returns the free ranges, by address.
+    pub(crate) fn ranges(&self) -> Vec<ExecutorAddrRange> {
+        let ranges = self.by_start.values().map(|&index| self.free(index));
+        let mut ranges: Vec<_> = ranges.filter_map(|free| ExecutorAddrRange::from_len(free.start, free.len)).collect();
+        ranges.sort_unstable();
+        ranges
+    }
+
     /// Returns all free bytes.
     pub(crate) fn total(&self) -> u64 {
         self.total
@@ -322,6 +330,9 @@ mod tests {
                 let long = used.split(|&used| used).filter(|free| free.len() >= 100).count();
                 prop_assert_eq!(list.of_length(100).len(), long);
             }
+            let free: Vec<_> = (0..SIZE).filter(|&at| !used[at as usize]).map(|at| at + BASE).collect();
+            let told = list.ranges().into_iter().flat_map(|range| range.start().as_u64()..range.end().as_u64());
+            prop_assert_eq!(told.collect::<Vec<_>>(), free);
             // What is taken whole and given back is as it was.
             for start in list.of_length(1) {
                 let range = list.take_whole(start).unwrap();

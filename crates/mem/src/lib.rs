@@ -26,8 +26,8 @@ pub mod wrapper;
 pub use directory::{CodeDirectory, INDEX_LINK_BYTES};
 pub use error::Error;
 pub use manager::{
-    AllocatedSegment, DirectoryActions, FinalizedAlloc, InFlightAlloc, MemoryManager, MemoryStats, SegmentLayout,
-    SharedBuffer,
+    AllocatedSegment, AreaLayout, DirectoryActions, FinalizedAlloc, InFlightAlloc, MemoryManager, MemoryStats,
+    ReservationLayout, SegmentLayout, SharedBuffer,
 };
 pub use mapper::{
     FinalizeRequest, FinalizeSegment, InProcessMapper, MapperUsage, MemoryMapper, RemoteMapper, SharedMemoryMapper,

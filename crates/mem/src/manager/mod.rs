@@ -8,11 +8,13 @@
 
 mod alloc;
 mod finding;
+mod layout;
 mod pool;
 mod space;
 
 pub use alloc::{AllocatedSegment, FinalizedAlloc, InFlightAlloc, SegmentLayout, SharedBuffer};
 pub use finding::DirectoryActions;
+pub use layout::{AreaLayout, ReservationLayout};
 
 use crate::{Error, FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, StripeBytes, WorkingMemory};
 use alloc::Taken;
