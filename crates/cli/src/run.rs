@@ -61,7 +61,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
         // Ends as the program would: what it left for its exit runs, and its streams are flushed.
         std::process::exit(status.code().unwrap_or_default());
     }
-    Ok(exit_code(status))
+    Ok(exit_code(status, &session))
 }
 
 /// Bytes of thread-local variables that every process has room for.
@@ -180,11 +180,14 @@ fn explain_entry(error: Error, args: &RunArgs) -> Error {
 }
 
 /// Returns the exit status of a program that has ended as a shell would, and says so if a signal ended it.
-fn exit_code(status: ExitStatus) -> ExitCode {
+fn exit_code(status: ExitStatus, session: &Session) -> ExitCode {
     let code = match (status.code(), status.signal()) {
         (Some(code), _) => code,
         (None, Some(signal)) => {
-            eprintln!("farlink: the program was killed by {}", farlink::signal_name(signal));
+            match session.death() {
+                Some(death) => eprintln!("farlink: the program {}", death.report()),
+                None => eprintln!("farlink: the program was killed by {}", farlink::signal_name(signal)),
+            }
             128 + signal
         }
         (None, None) => unreachable!("a process that was waited for exited or was killed"),

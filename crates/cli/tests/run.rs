@@ -355,8 +355,7 @@ fn reports() {
 }
 
 /// Statistics are JSON on request, and count what they are about: one call to reserve, one to resolve, one for the directory
-/// of code;
-/// in stripes no change of protection, or, where the executor knows pages only, a few at the beginning.
+/// of code, one for reports of faults; in stripes no change of protection, or, where the executor knows pages only, a few at the beginning.
 #[test]
 fn statistics() {
     let stats = |way: &[&str]| -> serde_json::Value {
@@ -366,7 +365,7 @@ fn statistics() {
     };
     let striped = stats(&[]);
     let round_trips = striped["round_trips"].as_object().unwrap();
-    assert_eq!(round_trips.values().map(|count| count.as_u64().unwrap()).collect::<Vec<_>>(), [1; 3], "{striped}");
+    assert_eq!(round_trips.values().map(|count| count.as_u64().unwrap()).collect::<Vec<_>>(), [1; 4], "{striped}");
     assert_eq!(striped["mappings"], serde_json::json!({"controller": 1, "executor": 3}));
     assert!(striped["system_calls_of_the_executor"]["mprotect"].is_null(), "{striped}");
     let memory = |name: &str| striped["memory"][name].as_u64().unwrap();

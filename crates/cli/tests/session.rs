@@ -414,7 +414,7 @@ fn executor_dies() {
     objects.add(&library, "crash.c", crash);
     assert_eq!(run(&library, "main"), 0);
     let error = library.run_as_main("crash", &["test".into()]).unwrap_err();
-    assert!(matches!(&error, Error::ExecutorEnded(how) if how.contains("SIGSEGV")), "{error}");
+    assert!(matches!(&error, Error::ExecutorEnded(how) if how.to_string().contains("SIGSEGV")), "{error}");
     objects.add(&library, "later.c", "int later(void) { return 0; }");
     for error in [library.lookup("later").unwrap_err(), library.remove(object).unwrap_err()] {
         assert!(error.to_string().contains("SIGSEGV"), "{error}");

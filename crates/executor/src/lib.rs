@@ -12,6 +12,7 @@
 //! - `services::tls`, `services::thread_exit`: thread-local variables, and what is done at the end of a thread
 //! - `services::access`: reading and writing memory
 //! - `services::trace`: what was called, and when
+//! - `report`, `dispositions`: what is left of a process that dies of a fault, and that linked code does not notice
 //!
 //! [`run`] serves a controller over a transport until the connection ends; [`local`] is the same without a connection,
 //! for a controller in this process.
@@ -19,6 +20,8 @@
 #![deny(unsafe_code)]
 
 mod args;
+#[allow(unsafe_code)]
+mod dispositions;
 #[allow(unsafe_code)]
 mod environment;
 #[allow(unsafe_code)]
@@ -33,6 +36,8 @@ mod module;
 mod native;
 pub mod probe;
 mod registry;
+#[allow(unsafe_code)]
+mod report;
 mod server;
 #[allow(unsafe_code)]
 mod services;

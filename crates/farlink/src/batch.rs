@@ -220,8 +220,9 @@ fn publish(state: &mut State, session: &SessionInner, claim: Claim, memory: Batc
         });
         let slot = state.object(claimed.id);
         slot.defines = defines.into();
+        let (code, bytes) = (graph.code_places(), graph.bytes().clone());
         let graph = session.keeps_graphs.then_some(graph);
-        slot.state = ObjectState::Linked(LinkedObject { memory, sets: sets.clone(), graph });
+        slot.state = ObjectState::Linked(LinkedObject { memory, sets: sets.clone(), code, bytes, graph });
     }
 }
 
@@ -347,7 +348,7 @@ fn actions(
 
 /// Runs the initializers of the batch, in the order of their priorities and, among equals, of the objects.
 fn initialize(session: &SessionInner, claim: &Claim, args: &[Blob<'static>]) -> Result<(), Error> {
-    let Some(runtime) = &session.runtime else { return Ok(()) };
+    let Ok(runtime) = session.runtime() else { return Ok(()) };
     if claim.objects.iter().any(|claimed| claimed.graph.wants_executable_stack()) {
         runtime.allow_executable_stacks()?;
     }

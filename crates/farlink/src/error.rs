@@ -1,5 +1,6 @@
 //! How sessions, libraries and links fail.
 
+use crate::Death;
 use farlink_rpc::{CallError, SetupError};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ pub enum Error {
     },
     /// The executor's process ended while it was needed.
     #[error("the executor {0}")]
-    ExecutorEnded(String),
+    ExecutorEnded(Arc<Death>),
     /// A call to the executor failed.
     #[error(transparent)]
     Call(#[from] CallError),

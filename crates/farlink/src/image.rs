@@ -29,6 +29,7 @@ impl SessionBuilder {
             memory,
             runtime: None,
             callbacks: Arc::default(),
+            deaths: crate::session::Deaths::default(),
             call_timeout: None,
             keeps_graphs: true,
             undefined_zero,

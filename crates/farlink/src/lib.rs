@@ -20,11 +20,13 @@
 
 #[doc(hidden)]
 pub mod abi;
+mod backtrace;
 mod batch;
 mod buffer;
 mod callback;
 mod claim;
 mod connect;
+mod death;
 mod error;
 #[allow(unsafe_code)]
 mod function;
@@ -41,14 +43,17 @@ mod session;
 mod state;
 mod stats;
 mod support;
+mod symbols;
 mod table;
 mod thread_local;
 mod trace;
 
 pub use abi::{CField, CResult, CType, CValue};
+pub use backtrace::Frame;
 pub use batch::PhaseTimes;
 pub use buffer::SharedBuffer;
 pub use callback::CallbackFunction;
+pub use death::{Death, Fault};
 pub use error::{Error, UndefinedSymbol, signal_name};
 pub use function::{Callback, Function, Signature};
 pub use image::{Image, ImageSegment};

@@ -113,6 +113,10 @@ impl Library {
         self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner).push(thing);
     }
 
+    pub(crate) fn inner(&self) -> &Arc<LibraryInner> {
+        &self.inner
+    }
+
     /// Returns the library's name.
     #[must_use]
     pub fn name(&self) -> &str {

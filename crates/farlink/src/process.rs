@@ -344,6 +344,11 @@ impl Process {
         self.watch.wait_timeout(Duration::from_secs(1))
     }
 
+    /// Returns how the process ended, if it has.
+    pub(crate) fn ended(&self) -> Option<ExitStatus> {
+        self.watch.wait_timeout(Duration::ZERO)
+    }
+
     /// Sends a signal to the process.
     pub(crate) fn signal(&self, signal: Signal) {
         self.watch.signal(self.pid, signal);

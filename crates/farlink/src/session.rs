@@ -1,10 +1,12 @@
 //! A session: an executor, its memory, and the libraries linked into it.
 
 use crate::callback::Callbacks;
+use crate::death::Reporter;
+use crate::library::LibraryInner;
 use crate::process::{Process, Program};
 use crate::runtime::Runtime;
 use crate::trace::Trace;
-use crate::{Error, Library};
+use crate::{Death, Error, Library};
 use farlink_addr::ExecutorAddr;
 use farlink_mem::{
     InProcessMapper, MemoryManager, MemoryMapper, MemoryStats, RemoteMapper, ReservationLayout, SharedMemoryMapper,
@@ -15,7 +17,7 @@ use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 /// How linked code reaches the executor.
@@ -231,12 +233,17 @@ impl SessionBuilder {
         let most = if self.low_memory { LOW_RESERVATION_BYTES } else { u64::MAX };
         let directories = crate::runtime::directory_actions(&executor);
         let memory = MemoryManager::with_directories(mapper, self.reservation_bytes.min(most), directories);
+        // What a socket seems to be may be carried elsewhere; where memory is shared, descriptors do get through.
+        let passes_descriptors = matches!(connection, Connection::Process(_)) || self.memory == Memory::Shared;
+        let wants_reports = passes_descriptors && !matches!(connection, Connection::InProcess);
+        let reporter = if wants_reports { Reporter::new(&executor) } else { None };
         Session::new(SessionInner {
             connection,
             memory,
             runtime: Some(Runtime::new(executor)),
             callbacks,
             call_timeout: self.call_timeout,
+            deaths: Deaths { reporter, ..Deaths::default() },
             keeps_graphs: self.keeps_graphs,
             undefined_zero: false,
             low_memory: self.low_memory,
@@ -272,6 +279,7 @@ pub(crate) struct SessionInner {
     pub(crate) callbacks: Arc<Callbacks>,
     /// How long calls of functions wait, unless something else is set.
     pub(crate) call_timeout: Option<Duration>,
+    pub(crate) deaths: Deaths,
     /// Whether graphs are kept after they have been linked, to be shown.
     pub(crate) keeps_graphs: bool,
     /// Whether, without an executor, what is defined nowhere has the address 0.
@@ -281,9 +289,21 @@ pub(crate) struct SessionInner {
     pub(crate) trace: Trace,
 }
 
+/// What is known of the executor's end.
+#[derive(Default)]
+pub(crate) struct Deaths {
+    /// Where the executor leaves its report, if it leaves any.
+    pub(crate) reporter: Option<Reporter>,
+    /// The libraries, whose code may be where it has stopped.
+    pub(crate) libraries: Mutex<Vec<Weak<LibraryInner>>>,
+    /// How it ended, once somebody wanted to know.
+    pub(crate) found: OnceLock<Arc<Death>>,
+}
+
 impl SessionInner {
     /// Returns the means to run code, or an error if this session only links.
     pub(crate) fn runtime(&self) -> Result<&Runtime, Error> {
+        self.deaths.reporter.iter().for_each(Reporter::wait_ready);
         self.runtime.as_ref().ok_or(Error::NoExecution)
     }
 
@@ -317,10 +337,10 @@ impl SessionInner {
             Error::Memory(error) => error.is_disconnected(),
             _ => false,
         };
-        let status = gone.then(|| self.process_end()).flatten();
-        match (gone.then(|| self.callbacks.panic()).flatten(), status) {
+        let death = gone.then(|| self.death(self.process_end())).flatten();
+        match (gone.then(|| self.callbacks.panic()).flatten(), death) {
             (Some(text), _) => Error::CallbackPanicked { text },
-            (None, Some(status)) => Error::ExecutorEnded(crate::error::describe_status(status)),
+            (None, Some(death)) => Error::ExecutorEnded(death),
             (None, None) => error,
         }
     }
@@ -387,7 +407,9 @@ impl Session {
     /// executor's process has.
     #[must_use]
     pub fn create_library(&self, name: &str) -> Library {
-        Library::new(name, Arc::clone(&self.inner))
+        let library = Library::new(name, Arc::clone(&self.inner));
+        self.inner.know(&library);
+        library
     }
 
     /// Returns what the session holds of the executor's memory.

@@ -7,7 +7,7 @@ use crate::table::{Definition, Strength, SymbolTable};
 use crate::{Error, PhaseTimes};
 use farlink_addr::ExecutorAddr;
 use farlink_elf::Archive;
-use farlink_graph::{LinkGraph, Linkage, SymbolId};
+use farlink_graph::{Bytes, CodePlace, LinkGraph, Linkage, SymbolId};
 use farlink_mem::FinalizedAlloc;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -59,6 +59,9 @@ pub(crate) struct LinkedObject {
     pub(crate) memory: Option<FinalizedAlloc>,
     /// Memory that it has together with other objects. It goes with the last of them.
     pub(crate) sets: Box<[Arc<FinalizedAlloc>]>,
+    /// Where its code is, and the bytes that tell what is there.
+    pub(crate) code: Box<[CodePlace]>,
+    pub(crate) bytes: Bytes,
     /// The graph with its addresses, where the session keeps it.
     pub(crate) graph: Option<Box<LinkGraph>>,
 }

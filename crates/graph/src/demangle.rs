@@ -15,7 +15,9 @@ pub fn with_demangled(name: &str) -> String {
     }
 }
 
-fn demangled(name: &str) -> Option<String> {
+/// Returns the name in its language, if `name` is one of C++ or Rust: `add(int, int)` for `_Z3addii`.
+#[must_use]
+pub fn demangled(name: &str) -> Option<String> {
     if name.len() > MAX_BYTES {
         return None;
     }

@@ -19,6 +19,7 @@
 mod bounds;
 mod builder;
 mod bytes;
+mod code;
 mod demangle;
 mod edge;
 mod eh_frame;
@@ -39,7 +40,8 @@ mod x86_64;
 pub use bounds::{Bound, Bounded, parse_bound};
 pub use builder::{GraphBuilder, NewSection};
 pub use bytes::Bytes;
-pub use demangle::with_demangled;
+pub use code::CodePlace;
+pub use demangle::{demangled, with_demangled};
 pub use edge::{Edge, EdgeKind};
 pub use error::LinkError;
 pub use fix_up::fix_up;

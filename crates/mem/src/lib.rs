@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 mod action;
+mod area;
 mod directory;
 mod error;
 mod free_list;
@@ -23,6 +24,7 @@ mod working;
 #[allow(unsafe_code)]
 pub mod wrapper;
 
+pub use area::SharedArea;
 pub use directory::{CodeDirectory, INDEX_LINK_BYTES};
 pub use error::Error;
 pub use manager::{

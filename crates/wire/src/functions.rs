@@ -280,6 +280,12 @@ functions! {
     READ_STRINGS = "__llvm_orc_bootstrap_mem_read_strings_wrapper": ((Vec<ExecutorAddr>,)) -> Vec<Vec<u8>>;
 }
 
+functions! {
+    /// (instance, tag): leaves a report of a fault in the memory whose descriptor was sent with that tag, should this
+    /// process die of one: see [`report`](crate::report). Announced over a connection that passes descriptors.
+    LEAVE_REPORTS = "farlink.reports.leave": ((ExecutorAddr, u64)) -> SpsError;
+}
+
 // Calls from the executor to the controller.
 
 /// What to pass to [`DISPATCH_FN`] as its context.

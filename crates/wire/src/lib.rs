@@ -5,6 +5,7 @@
 //! - [`setup`]: the first message, in which an executor introduces itself.
 //! - [`msg`]: the composite values that calls carry.
 //! - [`native`]: calls of C functions, and calls by them.
+//! - [`report`]: what a process that dies leaves of itself.
 //! - [`functions`]: every function that an executor offers, by name, with the types of its arguments and result.
 //!
 //! Decoding is total: any bytes give a value or a [`DecodeError`](sps::DecodeError), and no length is believed
@@ -16,5 +17,6 @@ pub mod frame;
 pub mod functions;
 pub mod msg;
 pub mod native;
+pub mod report;
 pub mod setup;
 pub mod sps;

@@ -2,6 +2,7 @@
 //!
 //! A library that was opened stays open: linked code may hold addresses in it.
 
+use crate::dispositions;
 use crate::module::{Module, Request, What};
 use crate::registry::session;
 use crate::services::{debugger, thread_exit, unwind};
@@ -88,6 +89,7 @@ fn check(handle: ExecutorAddr) -> Result<*mut c_void, String> {
 /// Returns the address of a symbol in the library that was given this handle.
 fn find(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
     let own = unwind::address_of(name).or_else(|| debugger::address_of(name)).or_else(|| thread_exit::address_of(name));
+    let own = own.or_else(|| dispositions::address_of(name));
     own.or_else(|| find_exported(handle, name))
 }
 

@@ -26,6 +26,7 @@ pub(crate) fn announce(info: &mut ExecutorInfo, passes_descriptors: bool) {
     memory::announce(info);
     if passes_descriptors {
         memory::announce_with_descriptors(info);
+        crate::report::announce(info);
     }
     dylib::announce(info);
     calls::announce(info);
