@@ -228,7 +228,7 @@ fn calls_have_deadlines_and_can_be_ended() {
         let started = unsafe { forever.start(()) };
         assert!(session.kill());
         for error in [call.join().unwrap().unwrap_err(), started.wait().unwrap_err()] {
-            assert_eq!(error.to_string(), "the executor was killed by SIGKILL");
+            assert!(error.to_string().starts_with("the executor was killed by SIGKILL"), "{error}");
         }
     });
     assert!(!Session::in_process().unwrap().kill());
@@ -247,13 +247,19 @@ fn bad_ends_are_reported() {
         unsafe { function.call((0,)) }.unwrap_err().to_string()
     };
     let crash = "extern \"C\" int crash(int n) { return *(volatile int *)(long)(n + 8); }";
-    assert_eq!(ends(crash, "crash"), "the executor was killed by SIGSEGV");
+    let end = ends(crash, "crash");
+    assert!(
+        end.starts_with("the executor was killed by SIGSEGV at the address 0x8") && end.contains("in crash"),
+        "{end}"
+    );
     let raise = "#include <stdexcept>
         extern \"C\" int raise(int n) { if (!n) throw std::runtime_error(\"thrown\"); return n; }";
-    assert_eq!(ends(raise, "raise"), "the executor was killed by SIGABRT");
+    let end = ends(raise, "raise");
+    assert!(end.starts_with("the executor was killed by SIGABRT") && end.contains("in raise"), "{end}");
     let caught = "#include <stdexcept>
         extern \"C\" int outer(int n) { try { throw n; } catch (int) { throw std::runtime_error(\"again\"); } }";
-    assert_eq!(ends(caught, "outer"), "the executor was killed by SIGABRT");
+    let end = ends(caught, "outer");
+    assert!(end.starts_with("the executor was killed by SIGABRT") && end.contains("in outer"), "{end}");
 }
 
 /// Backtraces go through what calls linked code, and through what linked code calls, to the thread's beginning.

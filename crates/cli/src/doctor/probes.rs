@@ -6,11 +6,11 @@ use farlink::executor::probe as executor_probe;
 use farlink::mem::probe as memory_probe;
 use farlink::{Memory, Session};
 use std::ffi::OsStr;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::thread;
+use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 const MEMORY: &str = "memory";
@@ -223,9 +223,9 @@ pub(super) fn try_all(this: &Path, executor: Option<&Path>) -> Vec<Finding> {
     let (executors, others): (Vec<Probe>, Vec<Probe>) =
         Probe::value_variants().iter().partition(|probe| probe.about().group == EXECUTOR);
     let mut findings: Vec<Finding> = thread::scope(|scope| {
-        let threads: Vec<_> =
-            others.into_iter().map(|probe| scope.spawn(move || try_one(probe, this, executor))).collect();
-        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+        let tasks: Vec<_> =
+            others.into_iter().map(|probe| begin(scope, move || try_one(probe, this, executor))).collect();
+        tasks.into_iter().filter_map(|result| result()).collect()
     });
     // One by one: they measure.
     findings.extend(executors.into_iter().map(|probe| try_one(probe, this, executor)));
@@ -255,34 +255,43 @@ fn try_one(probe: Probe, this: &Path, executor: Option<&Path>) -> Finding {
 /// otherwise.
 pub(super) fn outcome(command: &mut Command) -> Result<(String, i32), String> {
     let name = Path::new(command.get_program()).file_name().unwrap_or(OsStr::new("it")).to_string_lossy().into_owned();
-    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| format!("{name} cannot be run: {error}"))?;
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let read = |stream: Option<Box<dyn Read + Send>>| {
-        let mut bytes = Vec::new();
-        // What was printed up to an error is what there is.
-        let _ = stream.map(|mut stream| stream.read_to_end(&mut bytes));
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    thread::scope(|scope| {
-        let stdout = scope.spawn(move || read(stdout.map(|stream| Box::new(stream) as _)));
-        let stderr = scope.spawn(move || read(stderr.map(|stream| Box::new(stream) as _)));
-        let deadline = Instant::now() + PATIENCE;
-        let status = loop {
-            match child.try_wait() {
-                Ok(Some(status)) => break status,
-                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
-                Ok(None) | Err(_) => {
-                    // It may have ended meanwhile.
-                    let _ = child.kill().and_then(|()| child.wait());
-                    return Err(format!("{name} did not end within {} s", PATIENCE.as_secs()));
-                }
+    let cannot = |error: io::Error| format!("{name} cannot be run: {error}");
+    // A file, and not pipes, which would want to be read meanwhile.
+    let mut printed = tempfile::tempfile().map_err(cannot)?;
+    let file = || printed.try_clone().map(Stdio::from).map_err(cannot);
+    let command = command.stdin(Stdio::null()).stdout(file()?).stderr(file()?);
+    let mut child = command.spawn().map_err(cannot)?;
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+            Ok(None) | Err(_) => {
+                // It may have ended meanwhile.
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(format!("{name} did not end within {} s", PATIENCE.as_secs()));
             }
-        };
-        let text = [stdout.join(), stderr.join()].map(Result::unwrap_or_default).concat();
-        match (status.code(), status.signal()) {
-            (Some(code), _) => Ok((text.trim_end().to_owned(), code)),
-            (None, signal) => Err(format!("{name} was killed by {}", farlink::signal_name(signal.unwrap_or_default()))),
         }
-    })
+    };
+    let mut bytes = Vec::new();
+    // What can be read is what there is.
+    let _ = printed.rewind().and_then(|()| printed.read_to_end(&mut bytes));
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Ok((String::from_utf8_lossy(&bytes).trim_end().to_owned(), code)),
+        (None, signal) => Err(format!("{name} was killed by {}", farlink::signal_name(signal.unwrap_or_default()))),
+    }
+}
+
+/// Begins a task in a thread, or does it at once if there can be no thread. Gives what it has to be asked for its result.
+pub(super) fn begin<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    task: impl Fn() -> T + Copy + Send + 'scope,
+) -> Box<dyn FnOnce() -> Option<T> + 'scope> {
+    match thread::Builder::new().spawn_scoped(scope, task) {
+        Ok(thread) => Box::new(move || thread.join().ok()),
+        Err(_) => {
+            let result = task();
+            Box::new(move || Some(result))
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Compilers, debuggers and profilers: each does what it is there for.
 
-use super::probes::outcome;
+use super::probes::{begin, outcome};
 use super::{Finding, Status};
 use crate::compile::{Language, compiler_command};
 use std::path::Path;
@@ -26,9 +26,9 @@ const PROGRAMS: [(Language, &str, &str, &str); 5] = [
 /// Tries all of them, beside each other.
 pub(super) fn try_all(this: &Path, executor: Option<&Path>) -> Vec<Finding> {
     thread::scope(|scope| {
-        let compilers = PROGRAMS.map(|program| scope.spawn(move || compiler(program, this, executor)));
-        let others = [scope.spawn(gdb), scope.spawn(perf)];
-        compilers.into_iter().chain(others).filter_map(|thread| thread.join().ok()).collect()
+        let compilers = PROGRAMS.map(|program| begin(scope, move || compiler(program, this, executor)));
+        let others = [begin(scope, gdb), begin(scope, perf)];
+        compilers.into_iter().chain(others).filter_map(|result| result()).collect()
     })
 }
 

@@ -94,16 +94,20 @@ fn find(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
 }
 
 /// As [`find`], for LLVM's controllers. LLVM's own executor is a C++ program, and what is linked into it, LLVM's runtime
-/// for linked code first, relies on the C++ library in its process: it is opened when the first name of C++ is missing.
+/// for linked code first, relies on the C++ library in its process, and on that of mathematical functions, which it has of
+/// it: each is opened when the first name that may be its own is missing.
 fn find_for_llvm(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
     static OPEN_CXX: Once = Once::new();
+    static OPEN_MATH: Once = Once::new();
     let found = find(handle, name);
-    if found.is_some() || !(name.starts_with("_Z") || name.starts_with("__cxa_") || name.starts_with("__gxx_")) {
+    if found.is_some() {
         return found;
     }
-    OPEN_CXX.call_once(|| {
+    let is_cxx = ["_Z", "__cxa_", "__gxx_"].iter().any(|prefix| name.starts_with(prefix));
+    let (once, library) = if is_cxx { (&OPEN_CXX, c"libstdc++.so.6") } else { (&OPEN_MATH, c"libm.so.6") };
+    once.call_once(|| {
         // SAFETY: the name is a C string. Where there is no such library, nothing changes.
-        unsafe { libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
+        unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
     });
     find_exported(handle, name)
 }

@@ -88,8 +88,8 @@ impl MemoryMapper for InProcessMapper {
     }
 
     fn prepare(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
-        if let Ok(working) = self.views.working(range) {
-            return Ok(working);
+        if self.views.place(range).is_ok() {
+            return self.views.secured(range);
         }
         let mapping = self.service.mapping_of(range)?;
         let offset = range.start().as_u64() - mapping.range().start().as_u64();

@@ -66,7 +66,15 @@ impl Ring {
 
     /// Returns the executor's end of the ring whose memory its controller has sent.
     pub(crate) fn open(object: &OwnedFd) -> Result<Self, Errno> {
-        Ok(Self::new(Mapping::open(object)?, Role::Executor))
+        let ring = Self::new(Mapping::open(object)?, Role::Executor);
+        ring.outgoing().open();
+        Ok(ring)
+    }
+
+    /// Whether the peer has the memory too. The controller cannot know that before: whatever carries the connection may have
+    /// let the descriptor fall.
+    fn is_shared(&self) -> bool {
+        self.role == Role::Executor || self.incoming().is_open()
     }
 
     fn new(mapping: Mapping, role: Role) -> Self {
@@ -156,9 +164,8 @@ impl Session {
     /// Puts a message into the ring. Returns whether that was possible; if not, it goes over the socket.
     pub(crate) fn send_by_ring(&self, header: &[u8; HEADER_BYTES], payload: &[u8]) -> bool {
         let fits = HEADER_BYTES + payload.len() <= MAX_RING_BYTES;
-        let Some(ring) = self.ring().filter(|ring| fits && !ring.sends_nothing.load(Ordering::SeqCst)) else {
-            return false;
-        };
+        let is_usable = |ring: &&Ring| fits && ring.is_shared() && !ring.sends_nothing.load(Ordering::SeqCst);
+        let Some(ring) = self.ring().filter(is_usable) else { return false };
         match ring.outbound.send(ring.outgoing(), header, payload, spin::processor()) {
             Ok(Sent::Done) => true,
             Ok(Sent::NobodyReads) => {

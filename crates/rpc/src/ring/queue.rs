@@ -44,6 +44,8 @@ struct WriterPart {
     tail: AtomicU64,
     /// The processor that the writer last ran on.
     processor: AtomicU64,
+    /// Whether the writer has this memory; 0 if it has not, or has not yet.
+    is_open: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -82,7 +84,7 @@ impl<const WORDS: usize> Memory<WORDS> {
     #[cfg(test)]
     pub(super) fn new() -> Self {
         Self {
-            writer: WriterPart { tail: AtomicU64::new(0), processor: AtomicU64::new(0) },
+            writer: WriterPart { tail: AtomicU64::new(0), processor: AtomicU64::new(0), is_open: AtomicU64::new(0) },
             reader: ReaderPart { head: AtomicU64::new(0), state: Word::new(ABSENT) },
             data: std::array::from_fn(|_| AtomicU64::new(0)),
         }
@@ -111,6 +113,16 @@ impl<const WORDS: usize> Memory<WORDS> {
             chunk.copy_from_slice(&word[..chunk.len()]);
             cursor = cursor.wrapping_add(1);
         }
+    }
+
+    /// Says that the writer has the memory, and so reads the other queue in it.
+    pub(super) fn open(&self) {
+        self.writer.is_open.store(1, Ordering::Release);
+    }
+
+    /// Returns whether the writer has said that it has the memory.
+    pub(super) fn is_open(&self) -> bool {
+        self.writer.is_open.load(Ordering::Acquire) != 0
     }
 
     /// Returns the processor that the writer ran on when it wrote last, as it says.

@@ -6,6 +6,7 @@ use super::queue::Memory;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::process::{Resource, getrlimit};
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 
@@ -41,6 +42,10 @@ impl Mapping {
             Err(Errno::INVAL) => memfd_create("farlink-ring", flags)?,
             other => other?,
         };
+        // Beyond the limit of files' sizes there is a signal instead of an error.
+        if getrlimit(Resource::Fsize).current.is_some_and(|most| most < Self::BYTES as u64) {
+            return Err(Errno::FBIG);
+        }
         ftruncate(&object, Self::BYTES as u64)?;
         fcntl_add_seals(&object, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok((Self::map(&object)?, object))
