@@ -1,6 +1,6 @@
 //! The command line, as it is written.
 
-use crate::doctor::Probe;
+use crate::doctor::{Probe, Target};
 use crate::map::Format;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use farlink::Memory;
@@ -87,6 +87,15 @@ pub(crate) struct RunArgs {
     /// How linked code reaches the executor: shared, or remote for tcp: and command:.
     #[arg(long, value_enum)]
     pub(crate) memory: Option<MemoryArg>,
+
+    /// Keep linked code from making more code: no memory becomes executable but what is linked, no other program runs, and
+    /// other processes are out of reach.
+    #[arg(long, conflicts_with_all = ["in_process", "connect"])]
+    pub(crate) harden: bool,
+
+    /// As --harden, and no files by name and no network.
+    #[arg(long, conflicts_with_all = ["in_process", "connect"])]
+    pub(crate) sandbox: bool,
 
     /// Leave out what nothing refers to, from the entry on. Rust programs are always linked so.
     #[arg(long)]
@@ -209,6 +218,11 @@ pub(crate) struct DoctorArgs {
     /// Try the executor program at PATH instead of `farlink executor`.
     #[arg(long, value_name = "PATH")]
     pub(crate) executor: Option<PathBuf>,
+
+    /// Run programs that try to get out of a hardened executor, and say what came of each attempt; or of a sandboxed one,
+    /// or of one that is plain.
+    #[arg(long, value_enum, value_name = "TARGET", num_args = 0..=1, require_equals = true, default_missing_value = "hardened")]
+    pub(crate) attack: Option<Target>,
 
     /// Try one mechanism in this process: for the command's own use.
     #[arg(long, value_enum, hide = true)]

@@ -77,6 +77,7 @@ fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
     let default = if shares_by_default { MemoryArg::Shared } else { MemoryArg::Remote };
     let static_tls_bytes = if needs.tls_bytes > USUAL_TLS_BYTES { needs.tls_bytes } else { 0 };
     let builder = builder.memory(args.memory.unwrap_or(default).into()).static_tls_bytes(static_tls_bytes);
+    let builder = builder.harden(args.harden || args.sandbox).sandbox(args.sandbox);
     if let Some(address) = &args.connect {
         return connect(builder, address, args.secret_file.as_deref());
     }

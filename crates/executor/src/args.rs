@@ -1,6 +1,7 @@
 //! The executor's command line, with LLVM's spellings of a connection beside our own.
 
 use crate::environment;
+use crate::harden;
 use crate::listen::Place;
 use crate::server::run;
 use crate::signals::restore_default_signals;
@@ -24,6 +25,7 @@ Options:
 
   --secret-file FILE  the secret, 16 bytes or more
   --insecure          let anybody who can connect run anything here, LLVM's tools among them
+  --harden            keep linked code from other processes and from writing below /proc, and be ready to be locked
   --farlink           the controller is farlink and understands errors beside results
   --help              print this
   --version           print the version";
@@ -31,7 +33,7 @@ Options:
 enum Request {
     Help,
     Version,
-    Serve { place: Place, is_farlink: bool },
+    Serve { place: Place, is_farlink: bool, is_hardened: bool },
 }
 
 /// Exit status for what is wrong with the arguments or the connection.
@@ -59,10 +61,15 @@ pub(crate) fn exit_status(args: impl Iterator<Item = OsString>) -> i32 {
             println!("farlink-executor {}", env!("CARGO_PKG_VERSION"));
             0
         }
-        Ok(Request::Serve { place, is_farlink }) => serve(&place, is_farlink).unwrap_or_else(|text| {
-            eprintln!("farlink-executor: {text}");
-            FAILURE
-        }),
+        Ok(Request::Serve { place, is_farlink, is_hardened }) => {
+            if is_hardened {
+                harden::begin();
+            }
+            serve(&place, is_farlink).unwrap_or_else(|text| {
+                eprintln!("farlink-executor: {text}");
+                FAILURE
+            })
+        }
         Err(text) => {
             eprintln!("farlink-executor: {text}\n{USAGE}");
             FAILURE
@@ -71,7 +78,7 @@ pub(crate) fn exit_status(args: impl Iterator<Item = OsString>) -> i32 {
 }
 
 fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, String> {
-    let (mut is_farlink, mut is_insecure) = (false, false);
+    let (mut is_farlink, mut is_insecure, mut is_hardened) = (false, false, false);
     let (mut places, mut address, mut secret) = (Vec::new(), None, None);
     let mut args = args;
     while let Some(arg) = args.next() {
@@ -80,6 +87,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, String> {
             "--help" | "-h" => return Ok(Request::Help),
             "--version" | "-V" => return Ok(Request::Version),
             "--farlink" => is_farlink = true,
+            "--harden" => is_hardened = true,
             "--insecure" => is_insecure = true,
             "--stdio" => places.push(Place::Stdio),
             "--unix" => places.push(Place::Unix(args.next().ok_or("--unix wants a path")?.into())),
@@ -103,7 +111,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, String> {
     }
     places.extend(address.map(|address| listening(&address, secret, is_insecure)).transpose()?);
     match (places.pop(), places.is_empty()) {
-        (Some(place), true) => Ok(Request::Serve { place, is_farlink }),
+        (Some(place), true) => Ok(Request::Serve { place, is_farlink, is_hardened }),
         (Some(_), false) => Err("the connection is given twice".to_owned()),
         (None, _) => Err("no connection is given".to_owned()),
     }
@@ -145,7 +153,7 @@ mod tests {
 
     fn parsed(args: &[&str]) -> Result<(Place, bool), String> {
         match parse(args.iter().map(OsString::from))? {
-            Request::Serve { place, is_farlink } => Ok((place, is_farlink)),
+            Request::Serve { place, is_farlink, .. } => Ok((place, is_farlink)),
             _ => Err("not a request to serve".to_owned()),
         }
     }

@@ -12,6 +12,7 @@
 //! - `services::tls`, `services::thread_exit`: thread-local variables, and what is done at the end of a thread
 //! - `services::access`: reading and writing memory
 //! - `services::trace`: what was called, and when
+//! - `harden`: what keeps linked code from making more code
 //! - `report`, `dispositions`: what is left of a process that dies of a fault, and that linked code does not notice
 //!
 //! [`run`] serves a controller over a transport until the connection ends; [`local`] is the same without a connection,
@@ -26,6 +27,8 @@ mod dispositions;
 mod environment;
 #[allow(unsafe_code)]
 mod fork;
+#[allow(unsafe_code)]
+mod harden;
 mod host;
 mod listen;
 mod local;

@@ -186,7 +186,10 @@ impl Module<'_> {
     pub(crate) fn load(&self) -> Result<LoadedModule, String> {
         let layout = self.layout();
         let failed = |what: &str, error: rustix::io::Errno| format!("{what}: {error}");
-        let file = rustix::fs::memfd_create(c"farlink-module", MemfdFlags::CLOEXEC)
+        let flags = MemfdFlags::CLOEXEC;
+        // It is no program, which a hardened executor has to say. Kernels before 6.3 do not know the flag.
+        let file = rustix::fs::memfd_create(c"farlink-module", flags | MemfdFlags::NOEXEC_SEAL)
+            .or_else(|_| rustix::fs::memfd_create(c"farlink-module", flags))
             .map_err(|error| failed("no memory for a module", error))?;
         let write = |bytes: &[u8], offset| write_at(&file, bytes, offset);
         rustix::fs::ftruncate(&file, layout.end.next_multiple_of(PAGE_BYTES))

@@ -37,6 +37,9 @@ static PROCESS: AtomicI32 = AtomicI32::new(0);
 /// The thread that is writing the report.
 static WRITER: AtomicI32 = AtomicI32::new(0);
 
+/// The list of mappings, where it cannot be opened any more; else -1.
+static MAPS: AtomicI32 = AtomicI32::new(-1);
+
 /// How often a thread with a second fault looks whether the report of the first is whole: for a second.
 const MAX_LOOKS: usize = 1000;
 
@@ -253,13 +256,26 @@ unsafe fn write_header(memory: &Words, signal: c_int, info: *const libc::siginfo
     }
 }
 
+fn open_maps() -> c_int {
+    // SAFETY: the path is a C string. Where it is left open, the process is about to end.
+    unsafe { libc::open(c"/proc/self/maps".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) }
+}
+
+/// Opens the list of mappings for later, when it cannot be opened any more.
+pub(crate) fn keep_maps_open() {
+    MAPS.store(open_maps(), Ordering::Relaxed);
+}
+
 /// Writes the list of mappings, as far as there is room.
 fn write_maps(memory: &Words) {
-    // SAFETY: the path is a C string.
-    let file = unsafe { libc::open(c"/proc/self/maps".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-    if file < 0 {
-        return;
-    }
+    let file = match (open_maps(), MAPS.load(Ordering::Relaxed)) {
+        (-1, kept) => {
+            // SAFETY: the file was opened for this, or is none, which is an error.
+            unsafe { libc::lseek(kept, 0, libc::SEEK_SET) };
+            kept
+        }
+        (opened, _) => opened,
+    };
     let mut written = 0;
     let is_cut = loop {
         let left = MAX_MAPS_BYTES - written;
@@ -270,8 +286,6 @@ fn write_maps(memory: &Words) {
             _ => break left == 0,
         }
     };
-    // SAFETY: the file was opened above.
-    unsafe { libc::close(file) };
     // What is behind is zero.
     memory.set(words::MAPS_BYTES, written.next_multiple_of(8).min(MAX_MAPS_BYTES));
     memory.set(words::MAPS_CUT, u64::from(is_cut));

@@ -147,8 +147,8 @@ fn read_file(path: &str) -> Option<Vec<u8>> {
 
 /// A thread as it has stopped.
 pub(crate) struct Stopped<'a> {
-    /// In the system's order.
-    pub(crate) registers: &'a [u64],
+    /// In the system's order, as far as they are known.
+    pub(crate) registers: &'a [Option<u64>],
     pub(crate) stack_start: u64,
     pub(crate) stack: &'a [u8],
 }
@@ -166,7 +166,7 @@ impl Stopped<'_> {
 
     /// Returns the frames from the innermost on, and whether there may be more.
     pub(crate) fn frames(&self, finder: &mut Finder<'_>) -> (Vec<Frame>, bool) {
-        let mut registers = Registers(SYSTEM_ORDER.map(|index| self.registers.get(index).copied()));
+        let mut registers = Registers(SYSTEM_ORDER.map(|index| self.registers.get(index).copied().flatten()));
         let mut frames = Vec::new();
         // The innermost address is executed; the others are returned to, and what counts is the call before.
         let mut is_exact = true;

@@ -16,7 +16,7 @@ use farlink_wire::sps::SpsError;
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, Weak};
 
 /// How an executor ended.
 ///
@@ -155,8 +155,8 @@ fn has_overflown(report: &Report) -> bool {
 
 impl Fault {
     fn new(report: &Report, linked: &dyn Fn(u64) -> Option<LinkedPlace>) -> Self {
-        let stopped =
-            Stopped { registers: &report.registers, stack_start: report.stack_start.as_u64(), stack: &report.stack };
+        let registers = report.registers.map(Some);
+        let stopped = Stopped { registers: &registers, stack_start: report.stack_start.as_u64(), stack: &report.stack };
         let (frames, has_more_frames) = stopped.frames(&mut Finder::new(&report.maps, linked));
         let has_address = report.code > 0 && matches!(report.signal, libc::SIGSEGV | libc::SIGBUS);
         Self {
@@ -224,7 +224,38 @@ impl fmt::Display for Frame {
     }
 }
 
+/// What is known of the executor's end.
+#[derive(Default)]
+pub(crate) struct Deaths {
+    /// Where the executor leaves its report, if it leaves any.
+    pub(crate) reporter: Option<Reporter>,
+    /// The libraries, whose code may be where it has stopped.
+    pub(crate) libraries: Mutex<Vec<Weak<LibraryInner>>>,
+    /// Code of objects that are being removed: what they left for their end may run, and fail.
+    pub(crate) leaving: Mutex<Vec<Arc<LeavingCode>>>,
+    /// How it ended, once somebody wanted to know.
+    pub(crate) found: OnceLock<Arc<Death>>,
+}
+
+/// The code of an object that is being removed.
+pub(crate) struct LeavingCode {
+    object: String,
+    code: Box<[CodePlace]>,
+    bytes: Bytes,
+}
+
 impl SessionInner {
+    /// Takes note of code that is being removed, until [`Self::has_left`].
+    pub(crate) fn leaves(&self, object: &str, code: Box<[CodePlace]>, bytes: Bytes) -> Arc<LeavingCode> {
+        let leaving = Arc::new(LeavingCode { object: object.to_owned(), code, bytes });
+        self.deaths.leaving.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&leaving));
+        leaving
+    }
+
+    pub(crate) fn has_left(&self, code: &Arc<LeavingCode>) {
+        self.deaths.leaving.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, code));
+    }
+
     /// Takes note of a library, whose code may be where the executor stops.
     pub(crate) fn know(&self, library: &Library) {
         let mut libraries = self.deaths.libraries.lock().unwrap_or_else(PoisonError::into_inner);
@@ -232,6 +263,12 @@ impl SessionInner {
             libraries.retain(|library| library.strong_count() > 0);
         }
         libraries.push(Arc::downgrade(library.inner()));
+    }
+
+    /// Returns the code that is linked now, or on its way out.
+    pub(crate) fn linked_code(&self) -> LinkedCode {
+        let libraries = self.deaths.libraries.lock().unwrap_or_else(PoisonError::into_inner);
+        LinkedCode::collect(&libraries, &self.deaths.leaving.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns how the executor ended, which the system says of its process if that is a child of this one; none if
@@ -245,7 +282,7 @@ impl SessionInner {
             return None;
         }
         let find = || {
-            let linked = LinkedCode::collect(&self.deaths.libraries.lock().unwrap_or_else(PoisonError::into_inner));
+            let linked = self.linked_code();
             Arc::new(Death::new(status, left, &|addr| linked.find(addr)))
         };
         Some(Arc::clone(self.deaths.found.get_or_init(find)))
@@ -269,13 +306,13 @@ impl Session {
 }
 
 /// The code of all linked objects of a session, by address.
-struct LinkedCode {
+pub(crate) struct LinkedCode {
     places: Vec<(CodePlace, usize)>,
     objects: Vec<(String, Bytes)>,
 }
 
 impl LinkedCode {
-    fn collect(libraries: &[Weak<LibraryInner>]) -> Self {
+    pub(crate) fn collect(libraries: &[Weak<LibraryInner>], leaving: &[Arc<LeavingCode>]) -> Self {
         let (mut places, mut objects) = (Vec::new(), Vec::new());
         for library in libraries.iter().filter_map(Weak::upgrade) {
             for slot in &library.lock().objects {
@@ -285,11 +322,15 @@ impl LinkedCode {
                 }
             }
         }
+        for LeavingCode { object, code, bytes } in leaving.iter().map(|leaving| &**leaving) {
+            places.extend(code.iter().map(|&place| (place, objects.len())));
+            objects.push((object.clone(), bytes.clone()));
+        }
         places.sort_by_key(|(place, _)| place.addr);
         Self { places, objects }
     }
 
-    fn find(&self, addr: u64) -> Option<LinkedPlace> {
+    pub(crate) fn find(&self, addr: u64) -> Option<LinkedPlace> {
         let after = self.places.partition_point(|(place, _)| place.addr.as_u64() <= addr);
         let (place, object) = self.places.get(after.checked_sub(1)?)?;
         let distance = Some(addr - place.addr.as_u64()).filter(|&distance| distance < place.size)?;

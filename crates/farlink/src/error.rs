@@ -1,6 +1,6 @@
 //! How sessions, libraries and links fail.
 
-use crate::Death;
+use crate::{Death, ThreadState};
 use farlink_rpc::{CallError, SetupError};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,12 +97,14 @@ pub enum Error {
         object: String,
     },
     /// A call did not return in time. It goes on in the executor.
-    #[error("{function} did not return within {timeout:?}")]
+    #[error("{function} did not return within {timeout:?}{}", crate::hang::listed(threads))]
     TimedOut {
         /// The function.
         function: String,
         /// How long it was waited for.
         timeout: std::time::Duration,
+        /// What the executor's threads were doing, if this session started it.
+        threads: Arc<[ThreadState]>,
     },
     /// A closure that linked code called panicked, and the executor has ended.
     #[error("{text}; the executor has ended")]

@@ -225,7 +225,7 @@ impl<S: Signature> Function<S> {
     fn call_remote(&self, args: S::Args) -> Result<<S::Result as CResult>::Value, Error> {
         let pending = self.send(args);
         let Some(timeout) = self.timeout else { return self.finish(pending.wait()) };
-        let timed_out = || Error::TimedOut { function: self.name.to_string(), timeout };
+        let timed_out = || self.inner().stuck(&self.name, timeout);
         pending.wait_timeout(timeout).ok_or_else(timed_out).and_then(|result| self.finish(result))
     }
 

@@ -1,5 +1,7 @@
 //! Linking without running: memory at addresses of the caller's choice, in no process at all.
 
+use crate::death::Deaths;
+use crate::harden::Hardening;
 use crate::session::{Connection, Session, SessionBuilder, SessionInner};
 use crate::trace::Trace;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, PageSize};
@@ -29,8 +31,10 @@ impl SessionBuilder {
             memory,
             runtime: None,
             callbacks: Arc::default(),
-            deaths: crate::session::Deaths::default(),
+            deaths: Deaths::default(),
             call_timeout: None,
+            ends_when_stuck: false,
+            hardening: Hardening::default(),
             keeps_graphs: true,
             undefined_zero,
             low_memory: false,

@@ -254,7 +254,11 @@ impl Library {
     pub fn run_as_main(&self, entry: &str, args: &[OsString]) -> Result<i32, Error> {
         let call = self.main_call(entry, args)?;
         let session = &self.inner.session;
-        let result = session.runtime()?.run_as_main(&call).map_err(|error| session.explain(error))?;
+        let result = match (session.runtime()?.run_as_main(&call)?, session.call_timeout) {
+            (pending, None) => pending.wait(),
+            (pending, Some(timeout)) => pending.wait_timeout(timeout).ok_or_else(|| session.stuck(entry, timeout))?,
+        };
+        let result = result.map_err(|error| session.explain(error.into()))?;
         // C's `main` returns an `int`; the wire has room for more.
         Ok(result as i32)
     }
@@ -281,9 +285,9 @@ impl Library {
             let Err(error) = runtime.run_program(&call);
             return ended(error);
         }
-        let result = match runtime.run_as_main(&call) {
+        let result = match runtime.run_as_main(&call)?.wait() {
             Ok(result) => result,
-            Err(error) => return ended(error),
+            Err(error) => return ended(error.into()),
         };
         // The wait status of a process that exited has its exit status in bits 8 to 15.
         Ok(std::os::unix::process::ExitStatusExt::from_raw((result as i32 & 0xff) << 8))
@@ -312,6 +316,7 @@ impl Library {
 
     fn link(&self, batch: Batch<'_>) -> Result<Vec<ExecutorAddr>, Error> {
         let session = &self.inner.session;
+        self.inner.session.lock_executor()?;
         let linked = session.check_connected().and_then(|()| batch::link(&self.inner, batch));
         linked.map_err(|error| session.explain(error))
     }
@@ -323,7 +328,8 @@ impl Library {
     /// Fails, and changes nothing, if other objects refer to it. If what runs at its end fails, the object is gone
     /// all the same and the error says what failed.
     pub fn remove(&self, object: Object) -> Result<(), Error> {
-        let memory = {
+        let session = &self.inner.session;
+        let (leaving, memory) = {
             let mut state = self.inner.wait_settled(&[object.id]);
             let slot = state.objects.get(object.id.0 as usize);
             let slot = slot.filter(|slot| slot.serial == object.serial && !matches!(slot.state, ObjectState::Removed));
@@ -332,16 +338,17 @@ impl Library {
                 let users = slot.users.iter().map(|&user| state.name_of(Some(user))).collect();
                 return Err(Error::InUse { object: slot.name.clone().into_string(), users });
             }
-            match state.remove(object.id) {
-                ObjectState::Linked(linked) => linked.into_memory(),
-                ObjectState::Declared { .. } | ObjectState::Linking | ObjectState::Removed => Vec::new(),
-            }
+            let name = slot.name.clone();
+            let ObjectState::Linked(mut linked) = state.remove(object.id) else { return Ok(()) };
+            let leaving = session.leaves(&name, std::mem::take(&mut linked.code), linked.bytes.clone());
+            (leaving, linked.into_memory())
         };
-        let session = &self.inner.session;
-        if memory.is_empty() {
-            return Ok(());
+        let ended =
+            if memory.is_empty() { Ok(()) } else { session.memory.deallocate(memory).wait().map_err(Error::from) };
+        // If it may be running still, or the executor has ended, it is wanted for messages.
+        if ended.is_ok() {
+            session.has_left(&leaving);
         }
-        let ended = session.memory.deallocate(memory).wait().map_err(Error::from);
         ended.and_then(|()| session.check_connected()).map_err(|error| session.explain(error))
     }
 

@@ -32,6 +32,8 @@ pub(crate) struct Program {
     /// Bytes of thread-local variables at one distance from every thread's pointer that linked code may have, besides those
     /// that the C library has room for anyway.
     pub(crate) static_tls_bytes: u64,
+    /// Whether it is to be locked, for which it has to be ready from its start.
+    pub(crate) is_hardened: bool,
 }
 
 /// Returns what the environment has to say so that the executor's C library keeps room for thread-local variables. The
@@ -65,7 +67,7 @@ impl Program {
             std::env::split_paths(&path).map(|dir| dir.join(NAME)).find(|path| path.is_file())
         };
         let path = named.or(beside).or_else(in_path).ok_or(Error::NoExecutor)?;
-        Ok(Self { path, args: Vec::new(), static_tls_bytes: 0 })
+        Ok(Self { path, args: Vec::new(), static_tls_bytes: 0, is_hardened: false })
     }
 
     /// Returns this program, started again.
@@ -77,7 +79,7 @@ impl Program {
             of_both.is_ok_and(|(named, running)| (named.st_dev, named.st_ino) == (running.st_dev, running.st_ino))
         };
         let path = std::env::current_exe().ok().filter(is_running).unwrap_or_else(|| RUNNING.into());
-        Self { path, args: vec![farlink_executor::EXECUTOR_ARG.into()], static_tls_bytes: 0 }
+        Self { path, args: vec![farlink_executor::EXECUTOR_ARG.into()], static_tls_bytes: 0, is_hardened: false }
     }
 }
 
@@ -261,7 +263,8 @@ impl Process {
         let number = theirs.as_raw_fd();
         // LLVM's executors take the first argument that is theirs and ignore the rest.
         let own = [format!("filedescs={number},{number}"), "--farlink".to_owned()].map(OsString::from);
-        let args = [&program.args[..], &own].concat();
+        let harden: &[OsString] = if program.is_hardened { &["--harden".into()] } else { &[] };
+        let args = [&program.args[..], &own, harden].concat();
         let environment = static_tls_environment(program.static_tls_bytes);
         let child = Child::spawn(program, &args, &environment, number)
             .map_err(|error| Error::Spawn { program: program.path.clone(), error: Arc::new(error) })?;

@@ -21,6 +21,7 @@ use farlink_wire::sps::{SpsError, from_bytes};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Why an executor has no thread-local variables for linked code.
 const NO_TLS: &str = "it is not farlink's, and has no such function; recompile with -femulated-tls";
@@ -33,6 +34,8 @@ type Found = Pending<Result<Expected<Vec<Option<SymbolDef>>>, CallError>>;
 
 pub(crate) struct Runtime {
     executor: Executor,
+    /// The same, for what takes no longer than the protocol allows: everything but what runs linked code.
+    protocol: Executor,
     /// Handle of the executor's process among its libraries, once asked for.
     process: Mutex<Option<ExecutorAddr>>,
     /// How many shared libraries have been opened.
@@ -42,8 +45,14 @@ pub(crate) struct Runtime {
 }
 
 impl Runtime {
-    pub(crate) fn new(executor: Executor) -> Self {
-        Self { executor, process: Mutex::new(None), opened: AtomicU64::new(0), support: Mutex::new(None) }
+    pub(crate) fn new(executor: Executor, protocol_timeout: Duration) -> Self {
+        let protocol = executor.limited(protocol_timeout);
+        Self { executor, protocol, process: Mutex::new(None), opened: AtomicU64::new(0), support: Mutex::new(None) }
+    }
+
+    /// Returns the executor for what takes no longer than the protocol allows.
+    pub(crate) fn protocol(&self) -> &Executor {
+        &self.protocol
     }
 
     pub(crate) fn executor(&self) -> &Executor {
@@ -84,7 +93,7 @@ impl Runtime {
 
     /// Reads memory by a call.
     pub(crate) fn read(&self, range: ExecutorAddrRange) -> Result<Vec<u8>, Error> {
-        let buffers = self.executor.bind(READ_BUFFERS)?.call(&(vec![range],)).wait()?;
+        let buffers = self.protocol.bind(READ_BUFFERS)?.call(&(vec![range],)).wait()?;
         match <[Vec<u8>; 1]>::try_from(buffers) {
             Ok([bytes]) if bytes.len() as u64 == range.len() => Ok(bytes),
             _ => Err(Error::Refused { operation: "read memory", text: format!("it sent other than {range}") }),
@@ -93,7 +102,7 @@ impl Runtime {
 
     /// Writes memory by a call.
     pub(crate) fn write(&self, addr: ExecutorAddr, bytes: &[u8]) -> Result<(), Error> {
-        Ok(self.executor.bind(WRITE_BUFFERS)?.call(&(vec![(addr, bytes.to_vec().into())],)).wait()?)
+        Ok(self.protocol.bind(WRITE_BUFFERS)?.call(&(vec![(addr, bytes.to_vec().into())],)).wait()?)
     }
 
     /// Returns how many shared libraries have been opened.
@@ -104,7 +113,7 @@ impl Runtime {
     /// Opens a shared library in the executor. An empty path is the process itself.
     pub(crate) fn open_library(&self, path: &str) -> Result<ExecutorAddr, Error> {
         let instance = self.executor.object(DYLIB_INSTANCE)?;
-        let open = self.executor.bind(DYLIB_OPEN)?.call(&(instance, path.to_owned(), 0)).wait();
+        let open = self.protocol.bind(DYLIB_OPEN)?.call(&(instance, path.to_owned(), 0)).wait();
         // Also if it failed: some of what it needs may be there.
         self.opened.fetch_add(1, Ordering::Release);
         answer("open the shared library", open?)
@@ -117,7 +126,7 @@ impl Runtime {
             return self.open_library(path);
         }
         let instance = self.executor.object(DYLIB_INSTANCE)?;
-        let open = self.executor.bind(DYLIB_OPEN_STATIC)?.call(&(instance, path.to_owned(), names)).wait();
+        let open = self.protocol.bind(DYLIB_OPEN_STATIC)?.call(&(instance, path.to_owned(), names)).wait();
         self.opened.fetch_add(1, Ordering::Release);
         answer("open the shared library", open?)
     }
@@ -146,7 +155,7 @@ impl Runtime {
         let found = if self.executor.offers(RESOLVE) {
             // The process.
             handles.push(ExecutorAddr::NULL);
-            let call = self.executor.bind(RESOLVE)?.call(&(handles, names.to_vec()));
+            let call = self.protocol.bind(RESOLVE)?.call(&(handles, names.to_vec()));
             answer("resolve symbols", call.wait()?)?
         } else {
             handles.push(self.process_handle()?);
@@ -166,11 +175,11 @@ impl Runtime {
         names: &[String],
     ) -> Result<Vec<Option<ExecutorAddr>>, Error> {
         let set: Vec<_> = names.iter().map(|name| LookupName { name: name.clone(), required: false }).collect();
-        let calls: Vec<Found> = if let Ok(resolve) = self.executor.bind(DYLIB_RESOLVE) {
+        let calls: Vec<Found> = if let Ok(resolve) = self.protocol.bind(DYLIB_RESOLVE) {
             handles.iter().map(|&handle| resolve.call(&(handle, set.clone()))).collect()
         } else {
             // LLVM 19.
-            let lookup = self.executor.bind(DYLIB_LOOKUP)?;
+            let lookup = self.protocol.bind(DYLIB_LOOKUP)?;
             let instance = self.executor.object(DYLIB_INSTANCE)?;
             let call = |&handle: &ExecutorAddr| lookup.call(&(instance, handle, set.clone()));
             let some = |definitions: Vec<SymbolDef>| definitions.into_iter().map(Some).collect();
@@ -194,8 +203,8 @@ impl Runtime {
     ) -> Result<Option<ActionPair>, Error> {
         match (index, section) {
             (Some(index), _) if self.executor.offers(REGISTER_UNWIND_INDEX) => {
-                let register = self.executor.bind(REGISTER_UNWIND_INDEX)?.addr();
-                let deregister = self.executor.bind(DEREGISTER_UNWIND_INDEX)?.addr();
+                let register = self.protocol.bind(REGISTER_UNWIND_INDEX)?.addr();
+                let deregister = self.protocol.bind(DEREGISTER_UNWIND_INDEX)?.addr();
                 Ok(Some(ActionPair {
                     finalize: Some(WrapperFunctionCall::new(register, &(index,))),
                     dealloc: Some(WrapperFunctionCall::new(deregister, &(index,))),
@@ -224,18 +233,18 @@ impl Runtime {
         if !self.executor.offers(TLS_OPEN) {
             return Err(Error::Refused { operation, text: NO_TLS.to_owned() });
         }
-        answer(operation, self.executor.bind(TLS_OPEN)?.call(template).wait()?)
+        answer(operation, self.protocol.bind(TLS_OPEN)?.call(template).wait()?)
     }
 
     /// Returns the action that closes a module of thread-local variables.
     pub(crate) fn close_tls_action(&self, handle: ExecutorAddr) -> Result<ActionPair, Error> {
-        let close = self.executor.bind(TLS_CLOSE)?.addr();
+        let close = self.protocol.bind(TLS_CLOSE)?.addr();
         Ok(ActionPair { finalize: None, dealloc: Some(WrapperFunctionCall::new(close, &(handle,))) })
     }
 
     /// Closes a module that nothing has come to use.
     pub(crate) fn close_tls(&self, module: &OpenModule) {
-        let Ok(close) = self.executor.bind(TLS_CLOSE) else { return };
+        let Ok(close) = self.protocol.bind(TLS_CLOSE) else { return };
         for _ in module.users.iter().filter(|&&user| user) {
             // Something has failed before this, which counts; the executor may have closed it already.
             let _ = close.call(&(module.handle,)).wait();
@@ -248,7 +257,7 @@ impl Runtime {
         if !self.executor.offers(TLS_RESOLVE) {
             return Err(Error::Refused { operation, text: NO_TLS.to_owned() });
         }
-        let places = self.executor.bind(TLS_RESOLVE)?.call(&(names.to_vec(),)).wait()?;
+        let places = self.protocol.bind(TLS_RESOLVE)?.call(&(names.to_vec(),)).wait()?;
         let places = answer(operation, places)?;
         if places.len() != names.len() {
             let text = format!("{} places came back for {} names", places.len(), names.len());
@@ -263,12 +272,12 @@ impl Runtime {
         if !self.executor.offers(ALLOW_EXECUTABLE_STACKS) {
             return Err(Error::Refused { operation, text: "it is not farlink's".to_owned() });
         }
-        let SpsError(result) = self.executor.bind(ALLOW_EXECUTABLE_STACKS)?.call(&()).wait()?;
+        let SpsError(result) = self.protocol.bind(ALLOW_EXECUTABLE_STACKS)?.call(&()).wait()?;
         answer(operation, result)
     }
 
     fn eh_frame_actions(&self, section: ExecutorAddrRange) -> Result<ActionPair, Error> {
-        let either = |name, name_19| self.executor.bind(name).or_else(|_| self.executor.bind(name_19));
+        let either = |name, name_19| self.protocol.bind(name).or_else(|_| self.protocol.bind(name_19));
         let register = either(REGISTER_EH_FRAME, REGISTER_EH_FRAME_19)?.addr();
         let deregister = either(DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19)?.addr();
         Ok(ActionPair {
@@ -302,7 +311,7 @@ impl Runtime {
         fini: &[FiniArray],
     ) -> Result<Vec<ActionPair>, Error> {
         let Some(support) = self.support(memory)? else {
-            let exits = self.executor.bind(RUN_EXITS)?.addr();
+            let exits = self.protocol.bind(RUN_EXITS)?.addr();
             let dealloc = Some(WrapperFunctionCall::new(exits, &(dso_handle,)));
             return Ok(vec![ActionPair { finalize: None, dealloc }]);
         };
@@ -326,8 +335,8 @@ impl Runtime {
         answer("run initializers", result)
     }
 
-    pub(crate) fn run_as_main(&self, call: &MainCall) -> Result<i64, Error> {
-        Ok(self.executor.bind(RUN_AS_MAIN)?.call(call).wait()?)
+    pub(crate) fn run_as_main(&self, call: &MainCall) -> Result<Pending<Result<i64, CallError>>, Error> {
+        Ok(self.executor.bind(RUN_AS_MAIN)?.call(call))
     }
 
     /// Runs `main` and then ends the executor's process. Returns only with why that was not possible, or with the

@@ -1,23 +1,25 @@
 //! A session: an executor, its memory, and the libraries linked into it.
 
 use crate::callback::Callbacks;
-use crate::death::Reporter;
-use crate::library::LibraryInner;
+use crate::death::{Deaths, Reporter};
+use crate::hang::DEFAULT_PROTOCOL_TIMEOUT;
+use crate::harden::refused;
+pub(crate) use crate::inner::{Connection, SessionInner};
 use crate::process::{Process, Program};
 use crate::runtime::Runtime;
 use crate::trace::Trace;
-use crate::{Death, Error, Library};
+use crate::{Error, Library};
 use farlink_addr::ExecutorAddr;
 use farlink_mem::{
     InProcessMapper, MemoryManager, MemoryMapper, MemoryStats, RemoteMapper, ReservationLayout, SharedMemoryMapper,
 };
-use farlink_rpc::{Endpoint, Executor, Options, Transport, connect};
+use farlink_rpc::{Executor, Options, Transport, connect};
 use farlink_wire::setup::ExecutorInfo;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How linked code reaches the executor.
@@ -54,6 +56,10 @@ pub struct SessionBuilder {
     call_timeout: Option<Duration>,
     keeps_graphs: bool,
     traces: bool,
+    pub(crate) protocol_timeout: Duration,
+    pub(crate) ends_when_stuck: bool,
+    pub(crate) is_hardened: bool,
+    pub(crate) is_sandboxed: bool,
     pub(crate) options: Options,
 }
 
@@ -70,6 +76,10 @@ impl Default for SessionBuilder {
             call_timeout: None,
             keeps_graphs: false,
             traces: false,
+            protocol_timeout: DEFAULT_PROTOCOL_TIMEOUT,
+            ends_when_stuck: false,
+            is_hardened: false,
+            is_sandboxed: false,
             options,
         }
     }
@@ -82,7 +92,7 @@ impl SessionBuilder {
     /// called [`executor::init`](crate::executor::init); else `farlink-executor`, beside this program or in `PATH`.
     #[must_use]
     pub fn executor(mut self, path: impl Into<PathBuf>, args: Vec<OsString>) -> Self {
-        self.program = Some(Program { path: path.into(), args, static_tls_bytes: 0 });
+        self.program = Some(Program { path: path.into(), args, static_tls_bytes: 0, is_hardened: false });
         self
     }
 
@@ -147,6 +157,7 @@ impl SessionBuilder {
     pub fn spawn(self) -> Result<Session, Error> {
         let mut program = self.program.clone().map_or_else(Program::find, Ok)?;
         program.static_tls_bytes = self.static_tls_bytes;
+        program.is_hardened = self.hardening().is_wanted;
         let callbacks = Arc::<Callbacks>::default();
         let started = Process::start(&program, callbacks.clone(), self.options.clone())?;
         self.with_process(started, callbacks, &program.path.display().to_string())
@@ -195,6 +206,9 @@ impl SessionBuilder {
     ///
     /// Fails if this process cannot be an executor.
     pub fn in_process(self) -> Result<Session, Error> {
+        if self.hardening().is_wanted {
+            return Err(refused("it is this process"));
+        }
         let callbacks = Arc::<Callbacks>::default();
         let (executor, trace) = self.traced(farlink_executor::local_with(callbacks.clone()))?;
         let mapper = Arc::new(InProcessMapper::new());
@@ -209,10 +223,13 @@ impl SessionBuilder {
         if self.low_memory {
             crate::runtime::place_below(&executor, LOW_LIMIT)?;
         }
+        let limited = executor.limited(self.protocol_timeout);
         let mapper: Arc<dyn MemoryMapper> = match self.memory {
-            Memory::Shared => Arc::new(SharedMemoryMapper::new(&executor)?),
-            Memory::Posix => Arc::new(SharedMemoryMapper::posix(&executor)?),
-            Memory::Remote => Arc::new(RemoteMapper::new(&executor)?),
+            Memory::Shared if self.hardening().is_wanted => Arc::new(SharedMemoryMapper::hardened(&limited)?),
+            _ if self.hardening().is_wanted => return Err(refused("its memory has to be shared, without a name")),
+            Memory::Shared => Arc::new(SharedMemoryMapper::new(&limited)?),
+            Memory::Posix => Arc::new(SharedMemoryMapper::posix(&limited)?),
+            Memory::Remote => Arc::new(RemoteMapper::new(&limited)?),
         };
         Ok(self.with_mapper(executor, mapper, connection, callbacks, trace))
     }
@@ -232,6 +249,7 @@ impl SessionBuilder {
     ) -> Session {
         let most = if self.low_memory { LOW_RESERVATION_BYTES } else { u64::MAX };
         let directories = crate::runtime::directory_actions(&executor);
+        let hardening = self.hardening();
         let memory = MemoryManager::with_directories(mapper, self.reservation_bytes.min(most), directories);
         // What a socket seems to be may be carried elsewhere; where memory is shared, descriptors do get through.
         let passes_descriptors = matches!(connection, Connection::Process(_)) || self.memory == Memory::Shared;
@@ -240,109 +258,17 @@ impl SessionBuilder {
         Session::new(SessionInner {
             connection,
             memory,
-            runtime: Some(Runtime::new(executor)),
+            runtime: Some(Runtime::new(executor, self.protocol_timeout)),
             callbacks,
             call_timeout: self.call_timeout,
+            ends_when_stuck: self.ends_when_stuck,
+            hardening,
             deaths: Deaths { reporter, ..Deaths::default() },
             keeps_graphs: self.keeps_graphs,
             undefined_zero: false,
             low_memory: self.low_memory,
             trace,
         })
-    }
-}
-
-/// What ends with the session.
-pub(crate) enum Connection {
-    InProcess,
-    Endpoint(Endpoint),
-    Process(Process),
-    /// No executor: the session only links.
-    None,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        if let Self::Endpoint(endpoint) = self {
-            endpoint.hang_up(Ok(()));
-        }
-    }
-}
-
-pub(crate) struct SessionInner {
-    // Fields are dropped in this order: the executor is told to end, which frees its memory, before the manager
-    // gives up the controller's side of it.
-    pub(crate) connection: Connection,
-    pub(crate) memory: MemoryManager,
-    pub(crate) runtime: Option<Runtime>,
-    /// What linked code calls here.
-    pub(crate) callbacks: Arc<Callbacks>,
-    /// How long calls of functions wait, unless something else is set.
-    pub(crate) call_timeout: Option<Duration>,
-    pub(crate) deaths: Deaths,
-    /// Whether graphs are kept after they have been linked, to be shown.
-    pub(crate) keeps_graphs: bool,
-    /// Whether, without an executor, what is defined nowhere has the address 0.
-    pub(crate) undefined_zero: bool,
-    /// Whether linked code may have 32-bit absolute addresses.
-    pub(crate) low_memory: bool,
-    pub(crate) trace: Trace,
-}
-
-/// What is known of the executor's end.
-#[derive(Default)]
-pub(crate) struct Deaths {
-    /// Where the executor leaves its report, if it leaves any.
-    pub(crate) reporter: Option<Reporter>,
-    /// The libraries, whose code may be where it has stopped.
-    pub(crate) libraries: Mutex<Vec<Weak<LibraryInner>>>,
-    /// How it ended, once somebody wanted to know.
-    pub(crate) found: OnceLock<Arc<Death>>,
-}
-
-impl SessionInner {
-    /// Returns the means to run code, or an error if this session only links.
-    pub(crate) fn runtime(&self) -> Result<&Runtime, Error> {
-        self.deaths.reporter.iter().for_each(Reporter::wait_ready);
-        self.runtime.as_ref().ok_or(Error::NoExecution)
-    }
-
-    /// Returns whether the executor's process is this session's to end: a child of this process, or this process.
-    pub(crate) fn owns_process(&self) -> bool {
-        matches!(self.connection, Connection::Process(_) | Connection::InProcess)
-    }
-
-    /// Returns how the executor's process ended, if it is a child of this one and has ended or is about to.
-    pub(crate) fn process_end(&self) -> Option<ExitStatus> {
-        match &self.connection {
-            Connection::Process(process) => process.ended_soon(),
-            _ => None,
-        }
-    }
-
-    /// Fails if the executor has gone: what needs no call of it is not done without it either.
-    pub(crate) fn check_connected(&self) -> Result<(), Error> {
-        let endpoint = match &self.connection {
-            Connection::Process(process) => process.endpoint(),
-            Connection::Endpoint(endpoint) => endpoint,
-            Connection::InProcess | Connection::None => return Ok(()),
-        };
-        endpoint.disconnected().map_or(Ok(()), |reason| Err(farlink_rpc::CallError::Disconnected(reason).into()))
-    }
-
-    /// Says of an error that the executor's end caused how the executor ended.
-    pub(crate) fn explain(&self, error: Error) -> Error {
-        let gone = match &error {
-            Error::Call(error) => matches!(error, farlink_rpc::CallError::Disconnected(_)),
-            Error::Memory(error) => error.is_disconnected(),
-            _ => false,
-        };
-        let death = gone.then(|| self.death(self.process_end())).flatten();
-        match (gone.then(|| self.callbacks.panic()).flatten(), death) {
-            (Some(text), _) => Error::CallbackPanicked { text },
-            (None, Some(death)) => Error::ExecutorEnded(death),
-            (None, None) => error,
-        }
     }
 }
 

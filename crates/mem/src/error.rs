@@ -135,6 +135,15 @@ impl Error {
         matches!(self, Self::Call(CallError::Disconnected(_)))
     }
 
+    /// Returns which function of the executor did not return in time, and how long it was waited for, if that is it.
+    #[must_use]
+    pub fn timed_out(&self) -> Option<(&'static str, std::time::Duration)> {
+        match self {
+            Self::Call(CallError::TimedOut { function, timeout }) => Some((function, *timeout)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn system(what: &'static str, error: impl fmt::Display) -> Self {
         Self::System { what, text: error.to_string() }
     }

@@ -43,6 +43,8 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Options {
     /// How long to wait for the peer in [`connect`] and [`accept`]. 30 s unless set.
     pub setup_timeout: Duration,
+    /// How long a call may wait for room in the connection, which ends if that does not come. 5 minutes unless set.
+    pub write_timeout: Duration,
     /// Calls of the peer's that may run at once, each on a thread. One above that gets an out-of-band error. 1024
     /// unless set.
     pub max_concurrent_calls: usize,
@@ -59,6 +61,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             setup_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(300),
             max_concurrent_calls: 1024,
             out_of_band_results: false,
             shared_ring: true,

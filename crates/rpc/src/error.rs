@@ -66,6 +66,14 @@ pub enum CallError {
     /// The executor does not offer the function.
     #[error("the executor does not offer {0}")]
     Missing(&'static str),
+    /// The result did not arrive in time. The call goes on; what it returns is not waited for.
+    #[error("{function} did not return within {timeout:?}")]
+    TimedOut {
+        /// The function called.
+        function: &'static str,
+        /// How long it was waited for.
+        timeout: std::time::Duration,
+    },
     /// The arguments are longer than a message can be.
     #[error("a message of {bytes} bytes is above the limit of {limit} bytes", limit = farlink_wire::frame::MAX_FRAME_BYTES)]
     TooLarge {
@@ -90,4 +98,11 @@ pub enum SetupError {
     /// The executor announced a page size that no system has.
     #[error("the executor announced a page size of {0} bytes")]
     BadPageSize(u64),
+}
+
+/// Longest text of an error in a message, in bytes. Texts are for people.
+const MAX_TEXT_BYTES: usize = 1 << 20;
+
+pub(crate) fn shortened(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }

@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Calls wrapper functions of an executor, in another process or in this one.
 pub trait Caller: Send + Sync {
@@ -45,6 +46,7 @@ pub struct Executor {
     /// Calls so far, by the function's name.
     counts: Arc<Mutex<BTreeMap<&'static str, Arc<AtomicU64>>>>,
     observer: Option<Arc<dyn CallObserver>>,
+    limit: Option<Duration>,
 }
 
 impl Executor {
@@ -55,7 +57,8 @@ impl Executor {
     /// Fails if the page size it claims is not one.
     pub fn new(info: ExecutorInfo, caller: Arc<dyn Caller>) -> Result<Self, SetupError> {
         let page_size = PageSize::new(info.page_size).ok_or(SetupError::BadPageSize(info.page_size))?;
-        Ok(Self { info: Arc::new(info), page_size, caller, counts: Arc::default(), observer: None })
+        let (info, counts) = (Arc::new(info), Arc::default());
+        Ok(Self { info, page_size, caller, counts, observer: None, limit: None })
     }
 
     /// Has `observer` told of all calls to come, of clones that are made from now on too.
@@ -63,6 +66,13 @@ impl Executor {
     pub fn observed_by(mut self, observer: Arc<dyn CallObserver>) -> Self {
         self.observer = Some(observer);
         self
+    }
+
+    /// Returns the same executor, with a limit to how long results of functions that are bound from now on are waited for:
+    /// after that they are [`CallError::TimedOut`].
+    #[must_use]
+    pub fn limited(&self, limit: Duration) -> Self {
+        Self { limit: Some(limit), ..self.clone() }
     }
 
     /// Returns what the executor announced.
@@ -98,7 +108,7 @@ impl Executor {
     pub fn callee<Args, Ret>(&self, name: &'static str, addr: ExecutorAddr) -> Callee<Args, Ret> {
         let count = Arc::clone(self.counts().entry(name).or_default());
         let (caller, observer) = (Arc::clone(&self.caller), self.observer.clone());
-        Callee { name, addr, caller, count, observer, types: PhantomData }
+        Callee { name, addr, caller, count, observer, limit: self.limit, types: PhantomData }
     }
 
     fn counts(&self) -> MutexGuard<'_, BTreeMap<&'static str, Arc<AtomicU64>>> {
@@ -140,6 +150,7 @@ pub struct Callee<Args, Ret> {
     caller: Arc<dyn Caller>,
     count: Arc<AtomicU64>,
     observer: Option<Arc<dyn CallObserver>>,
+    limit: Option<Duration>,
     types: PhantomData<fn(Args) -> Ret>,
 }
 
@@ -147,7 +158,7 @@ pub struct Callee<Args, Ret> {
 impl<Args, Ret> Clone for Callee<Args, Ret> {
     fn clone(&self) -> Self {
         let (caller, count, observer) = (Arc::clone(&self.caller), Arc::clone(&self.count), self.observer.clone());
-        Self { name: self.name, addr: self.addr, caller, count, observer, types: PhantomData }
+        Self { name: self.name, addr: self.addr, caller, count, observer, limit: self.limit, types: PhantomData }
     }
 }
 
@@ -170,7 +181,15 @@ impl<Args, Ret: for<'a> Decode<'a> + Send + 'static> Callee<Args, Ret> {
         let function = self.name;
         self.count.fetch_add(1, Ordering::Relaxed);
         let observed = self.observer.clone().map(|observer| (observer.now(), observer));
-        self.caller.call(self.addr, args).map(move |result| {
+        let called = self.caller.call(self.addr, args);
+        let limit = self.limit.and_then(|timeout| Some((timeout, Instant::now().checked_add(timeout)?)));
+        let called = match limit {
+            Some((timeout, deadline)) => {
+                called.limited(deadline, move || Err(CallError::TimedOut { function, timeout }))
+            }
+            None => called,
+        };
+        called.map(move |result| {
             if let Some((start, observer)) = observed {
                 observer.call_ended(function, start);
             }

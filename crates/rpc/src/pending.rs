@@ -5,6 +5,7 @@
 
 use crate::ring::Drive;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -90,6 +91,15 @@ impl<T: Send + 'static> Pending<T> {
         }
     }
 
+    /// Has [`Self::wait`] give what `late` returns if the value is not there at the deadline. Whoever awaits the value has a
+    /// clock of its own, and sees no deadline.
+    pub(crate) fn limited(self, deadline: Instant, late: impl FnOnce() -> T + Send + 'static) -> Self {
+        match self.0 {
+            State::Ready(_) => self,
+            _ => Self(State::Waiting(Box::new(Limited { inner: self, deadline, late }))),
+        }
+    }
+
     /// Applies `f` to the value, in whoever waits for it.
     pub fn map<U: Send + 'static>(self, f: impl FnOnce(T) -> U + Send + 'static) -> Pending<U> {
         match self.0 {
@@ -131,6 +141,12 @@ impl<T> Completer<T> {
     /// Gives the value to whoever waits for it. Only the first call counts.
     pub fn complete(self, value: T) {
         self.slot.fill(value);
+    }
+
+    /// As [`Self::complete`]. The waker of a task that awaits the value is somebody else's code: if it panics, only that task
+    /// is the worse for it.
+    pub(crate) fn complete_safely(self, value: T) {
+        let _ = catch_unwind(AssertUnwindSafe(|| self.complete(value)));
     }
 }
 
@@ -230,6 +246,27 @@ impl<T> Slot<T> {
             SlotState::Full(_) => Poll::Ready(state.take()),
             SlotState::Taken => panic!("a future is not polled after its end"),
         }
+    }
+}
+
+struct Limited<T, F> {
+    inner: Pending<T>,
+    deadline: Instant,
+    late: F,
+}
+
+impl<T: Send + 'static, F: FnOnce() -> T + Send> Source<T> for Limited<T, F> {
+    fn wait(self: Box<Self>) -> T {
+        let Self { inner, deadline, late } = *self;
+        inner.wait_until(deadline).unwrap_or_else(late)
+    }
+
+    fn wait_until(self: Box<Self>, deadline: Instant) -> Option<T> {
+        if deadline < self.deadline { self.inner.wait_until(deadline) } else { Some(self.wait()) }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<T> {
+        Pin::new(&mut self.inner).poll(context)
     }
 }
 
@@ -349,6 +386,24 @@ mod tests {
         let (_completer, never) = Pending::channel(|| Err("abandoned"));
         let both = Pending::all(vec![Pending::ready(Ok(1)), never]);
         assert_eq!(both.wait_timeout(Duration::from_millis(1)), None::<Result<Vec<i32>, &str>>);
+    }
+
+    /// A limited value is there in time or is what stands for it, also where somebody waits for less or for more.
+    #[test]
+    fn limited_values() {
+        let limited = |limit: u64| {
+            let (completer, pending) = Pending::channel(|| 0);
+            (completer, pending.limited(Instant::now() + Duration::from_millis(limit), || 7).map(|value| value + 1))
+        };
+        let (completer, pending) = limited(100_000);
+        completer.complete(20);
+        assert_eq!(pending.wait(), 21);
+        let (_completer, pending) = limited(1);
+        assert_eq!(pending.wait(), 8);
+        let (_completer, pending) = limited(1);
+        assert_eq!(pending.wait_timeout(Duration::from_secs(100)), Some(8));
+        let (_completer, pending) = limited(100_000);
+        assert_eq!(pending.wait_timeout(Duration::from_millis(1)), None);
     }
 
     /// A completer that is dropped unused leaves the stand-in value, not a hang.

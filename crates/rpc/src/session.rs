@@ -5,6 +5,7 @@
 //! complete with the reason, and those who wait for the end are told.
 
 use crate::endpoint::{Handler, Options};
+use crate::error::shortened;
 use crate::pool::{Job, Pool};
 use crate::ring::{Drive, Ring};
 use crate::transport::{Link, LinkError};
@@ -17,10 +18,9 @@ use rustc_hash::FxHashMap;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Descriptors of the peer's that may wait for a call to take them.
 const MAX_DESCRIPTORS: usize = 64;
@@ -39,6 +39,8 @@ pub(crate) struct Session {
     next_descriptor: AtomicU64,
     /// Whether the peer understands Results that carry an error.
     out_of_band_results: bool,
+    /// How long a call may wait for room.
+    write_timeout: Duration,
     /// The way for small messages past the socket, if there is one.
     ring: OnceLock<Ring>,
     /// Serves the peer's calls. None when the session has ended.
@@ -99,6 +101,7 @@ impl Session {
             descriptors: Mutex::default(),
             next_descriptor: AtomicU64::new(1),
             out_of_band_results: options.out_of_band_results,
+            write_timeout: options.write_timeout,
             ring: OnceLock::new(),
             handler: Mutex::new(Some(handler)),
             this: this.clone(),
@@ -148,7 +151,7 @@ impl Session {
         if may_overtake && self.send_by_ring(&header.to_bytes(), args) {
             return pending.driven_by(Arc::clone(self) as Arc<dyn Drive>);
         }
-        self.send(header, args, None);
+        self.send(header, args, Instant::now().checked_add(self.write_timeout));
         pending
     }
 
@@ -222,7 +225,7 @@ impl Session {
             state.pending.remove(&sequence)
         };
         match completer {
-            Some(completer) => complete(completer, result),
+            Some(completer) => completer.complete_safely(result),
             None => {
                 return Err(Disconnected::Protocol(format!(
                     "a Result message for call {sequence}, which is not pending"
@@ -284,7 +287,13 @@ impl Session {
 
     /// Sends a message. If that fails the session is about to end.
     fn send(&self, header: Header, payload: &[u8], deadline: Option<Instant>) {
-        let Some(link) = self.take_turn(deadline) else { return };
+        let Some(link) = self.take_turn(deadline) else {
+            // Whoever writes waits for a peer that does not read. What is not sent is not to be waited for.
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.write_failed(LinkError::TimedOut);
+            }
+            return;
+        };
         if let Err(error) = link.write(&header.to_bytes(), payload, deadline) {
             self.write_failed(error);
         }
@@ -388,7 +397,7 @@ impl Session {
         self.pool.close();
         self.descriptors().clear();
         for completer in pending.into_values() {
-            complete(completer, Err(reason.clone().into()));
+            completer.complete_safely(Err(reason.clone().into()));
         }
         self.lock().phase = Phase::Ended(reason, true);
         self.ended.notify_all();
@@ -434,17 +443,4 @@ impl Session {
 /// Returns the header of a message about nothing in particular, without a payload.
 fn bare(opcode: Opcode) -> Header {
     Header { opcode, sequence: 0, tag: ExecutorAddr::NULL, payload_bytes: 0 }
-}
-
-/// Gives a call its result. The waker of a task that awaits it is somebody else's code: if it panics, only that task
-/// is the worse for it.
-fn complete(completer: Completer<CallResult>, result: CallResult) {
-    let _ = catch_unwind(AssertUnwindSafe(|| completer.complete(result)));
-}
-
-/// Longest text of an error in a message, in bytes. Texts are for people.
-const MAX_TEXT_BYTES: usize = 1 << 20;
-
-fn shortened(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }

@@ -284,7 +284,13 @@ functions! {
     /// (instance, tag): leaves a report of a fault in the memory whose descriptor was sent with that tag, should this
     /// process die of one: see [`report`](crate::report). Announced over a connection that passes descriptors.
     LEAVE_REPORTS = "farlink.reports.leave": ((ExecutorAddr, u64)) -> SpsError;
+    /// (instance, flags): locks the process: from now on no memory becomes executable in it but what the controller writes.
+    /// Gives what has been done for that, each with the reason if it could not be done. Flags: [`HARDEN_SANDBOX`].
+    HARDEN = "farlink.harden": ((ExecutorAddr, u64)) -> Expected<Vec<(String, String)>>;
 }
+
+/// A flag of [`HARDEN`]: no files by name, and no network.
+pub const HARDEN_SANDBOX: u64 = 1;
 
 // Calls from the executor to the controller.
 

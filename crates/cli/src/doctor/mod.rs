@@ -4,6 +4,7 @@
 //! What could harm this process, or changes it for good, is tried in a process of its own: this program again, with
 //! `--probe`. What ends such a process is the answer.
 
+mod attack;
 mod machine;
 mod probes;
 mod report;
@@ -15,6 +16,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+pub(crate) use attack::Target;
 pub(crate) use probes::Probe;
 
 /// What came of trying something.
@@ -52,6 +54,9 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<ExitCode, Error> {
     };
     if let Some(probe) = args.probe {
         return Ok(probes::answer(probe, &program));
+    }
+    if let Some(target) = args.attack {
+        return attack::attack(target, &program, args.json);
     }
     let mut findings = probes::try_all(&this, args.executor.as_deref());
     let ways: Vec<&str> = findings.iter().filter(|finding| is_way(finding)).map(|finding| finding.name).collect();

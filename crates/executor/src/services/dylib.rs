@@ -10,7 +10,7 @@ use crate::wrap::{OutOfBand, wrappers};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::functions::Expected;
 use farlink_wire::msg::{LookupName, SymbolDef};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
 
@@ -26,6 +26,35 @@ wrappers! { announce:
 /// The handles that `dlopen` has given.
 static HANDLES: LazyLock<Mutex<HashSet<u64>>> = LazyLock::new(Mutex::default);
 
+/// The libraries that have been opened, by how they were named, and whether more may be.
+#[derive(Default)]
+struct Opened {
+    libraries: HashMap<String, ExecutorAddr>,
+    is_closed: bool,
+}
+
+fn opened() -> MutexGuard<'static, Opened> {
+    static OPENED: LazyLock<Mutex<Opened>> = LazyLock::new(Mutex::default);
+    // Nothing that can panic runs under this lock.
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens no more libraries from now on: only those that are open are found.
+pub(crate) fn close_list() {
+    opened().is_closed = true;
+}
+
+/// Returns the library of this name, if it is open and no other may be opened.
+fn find_opened(path: &str) -> Option<Expected<ExecutorAddr>> {
+    let opened = opened();
+    let known = opened.libraries.get(path).copied();
+    // The process itself needs nothing new.
+    opened
+        .is_closed
+        .then(|| known.ok_or_else(|| format!("{path} has to be opened before the executor is locked")))
+        .filter(|_| !path.is_empty())
+}
+
 fn handles() -> MutexGuard<'static, HashSet<u64>> {
     // Nothing that can panic runs under this lock.
     HANDLES.lock().unwrap_or_else(PoisonError::into_inner)
@@ -37,6 +66,10 @@ fn open((instance, path, mode): (ExecutorAddr, String, u64)) -> Result<Expected<
     if mode != 0 {
         return Ok(Err(format!("open: the mode has to be 0, not {mode:#x}")));
     }
+    if let Some(found) = find_opened(&path) {
+        return Ok(found);
+    }
+    let named = path.clone();
     let Ok(path) = CString::new(path) else { return Ok(Err("open: the path has a NUL".to_owned())) };
     let name = if path.is_empty() { std::ptr::null() } else { path.as_ptr() };
     // SAFETY: the name is null or a C string that lives until the call returns. Initializers of a library run, as the
@@ -46,6 +79,7 @@ fn open((instance, path, mode): (ExecutorAddr, String, u64)) -> Result<Expected<
         return Ok(Err(dl_error()));
     }
     handles().insert(handle as u64);
+    opened().libraries.insert(named, ExecutorAddr::new(handle as u64));
     Ok(Ok(ExecutorAddr::new(handle as u64)))
 }
 
@@ -58,6 +92,7 @@ fn open_static(
     let requests = names.iter().map(|name| Request { name: Some(name.as_c_str()), what: What::TpOffset }).collect();
     if let Ok(library) = CString::new(path.as_str())
         && !names.is_empty()
+        && find_opened(&path).is_none()
     {
         let module = Module { needs: Some(library.as_c_str()), requests, ..Module::default() };
         // If it cannot be, the library is opened as it is, and whoever wants more of it will be told.

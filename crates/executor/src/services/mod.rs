@@ -18,7 +18,7 @@ use farlink_wire::setup::ExecutorInfo;
 
 pub(crate) use access::write_own_memory;
 pub(crate) use calls::end_process;
-pub(crate) use dylib::dl_error;
+pub(crate) use dylib::{close_list as close_library_list, dl_error};
 pub(crate) use unwind_index::{ForkLock, lock_for_fork};
 
 /// Announces every function that the connection allows.
@@ -38,5 +38,6 @@ pub(crate) fn announce(info: &mut ExecutorInfo, passes_descriptors: bool) {
     trace::announce(info);
     debugger::announce(info);
     access::announce(info);
+    crate::harden::announce(info);
     dispatch::announce(info);
 }

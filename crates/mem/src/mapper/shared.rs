@@ -3,15 +3,14 @@
 //! Between farlink's own ends this process makes an object without a name and sends its descriptor. Otherwise the
 //! executor makes a POSIX shared memory object, and this process opens it and removes its name.
 
+mod reserving;
+
 use super::key_pages::KeyPages;
-use super::posix::{attach, take, unlink_orphans};
-use super::views::{Told, Undo, View, Views, buffers, divide, divide_for};
+use super::views::{Told, Undo, Views, buffers, divide, divide_for};
 use super::{
-    FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, StripeBytes, StripeRange, check_keys, check_reserved,
-    executor_usage, refused,
+    FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, StripeBytes, StripeRange, check_keys, executor_usage,
+    refused,
 };
-use crate::service::nameless_error;
-use crate::sys::SharedObject;
 use crate::{Error, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_rpc::{CallError, Callee, Executor, Pending};
@@ -22,7 +21,7 @@ use farlink_wire::functions::{
 use farlink_wire::msg::{MemoryUsage, SharedFinalizeRequest, SharedSegment, Stripe};
 use farlink_wire::sps::{SpsError, from_bytes, to_bytes};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 /// Bytes of a reservation for key pages.
 const KEY_PAGES_BYTES: u64 = 64 << 20;
@@ -53,7 +52,12 @@ struct Inner {
 /// Where the memory of a reservation comes from.
 enum Backing {
     /// This process makes an object without a name and sends its descriptor.
-    Nameless { executor: Executor, map: MapObject },
+    Nameless {
+        executor: Executor,
+        map: MapObject,
+        /// Whether nobody may map it to be written once both have.
+        ends_writing: bool,
+    },
     /// The executor makes a POSIX shared memory object, and stripes in it by finalizing an allocation of which they are
     /// the segments.
     Named {
@@ -99,9 +103,25 @@ impl SharedMemoryMapper {
 
     fn nameless(executor: &Executor, is_striped: bool) -> Result<Self, Error> {
         match executor.bind(SHARED_MAP) {
-            Ok(map) => Self::with_backing(executor, Backing::Nameless { executor: executor.clone(), map }, is_striped),
+            Ok(map) => Self::with_backing(
+                executor,
+                Backing::Nameless { executor: executor.clone(), map, ends_writing: false },
+                is_striped,
+            ),
             Err(_) => Self::named(executor, is_striped),
         }
+    }
+
+    /// As [`Self::new`], over memory without a name only, which nobody can map to be written once the executor has mapped
+    /// it: what a hardened executor runs cannot be changed by it. Pages are not given back to the system.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the executor has no such service, or the connection passes no descriptors.
+    pub fn hardened(executor: &Executor) -> Result<Self, Error> {
+        let backing =
+            Backing::Nameless { executor: executor.clone(), map: executor.bind(SHARED_MAP)?, ends_writing: true };
+        Self::with_backing(executor, backing, true)
     }
 
     /// Returns a mapper for the executor's shared memory service, over POSIX shared memory.
@@ -149,109 +169,6 @@ impl SharedMemoryMapper {
 }
 
 impl Inner {
-    /// Returns `bytes` in whole pages, if there are any.
-    fn whole_pages(&self, bytes: u64) -> Result<u64, Error> {
-        let rounded = self.page_size.round_up(bytes).filter(|&bytes| bytes != 0);
-        rounded.ok_or(Error::BadSize { what: "reserved", bytes })
-    }
-
-    /// Takes the executor's answer to a reserve call: the base, and the object behind the reservation or why there is
-    /// none.
-    fn reserved(&self, bytes: u64, base: ExecutorAddr, view: Result<View, Error>) -> Result<ExecutorAddrRange, Error> {
-        let attached = view.and_then(|view| {
-            let range = check_reserved(base, bytes, self.page_size)?;
-            self.views.add(range, view).map(|()| range)
-        });
-        // The executor has reserved what cannot be used here. What it says to giving it back adds nothing. A base that
-        // is in use stays: it is another's.
-        if attached.is_err() && !base.is_null() && !self.views.has(base) {
-            let _ = self.release.call(&(self.instance, vec![base])).wait();
-        }
-        attached
-    }
-
-    /// Reserves `bytes`, whole pages, in these stripes if there are any.
-    fn reserve(
-        self: &Arc<Self>,
-        bytes: Result<u64, Error>,
-        stripes: impl FnOnce(u64) -> Vec<Stripe>,
-    ) -> Pending<Result<ExecutorAddrRange, Error>> {
-        let reserve = |bytes| {
-            let stripes = stripes(bytes);
-            match &self.backing {
-                Backing::Nameless { executor, map } => self.reserve_nameless(bytes, stripes, executor, map),
-                Backing::Named { reserve, asked, .. } => {
-                    asked.fetch_add(1, Ordering::Relaxed);
-                    let inner = Arc::clone(self);
-                    Ok(reserve.call(&(self.instance, bytes)).map(move |answer| {
-                        let range = inner.reserved_named(bytes, stripes.clone(), answer)?;
-                        inner.protect(range, &stripes).inspect_err(|_| inner.unreserve(range)).map(|()| range)
-                    }))
-                }
-            }
-        };
-        bytes.and_then(reserve).unwrap_or_else(|error| Pending::ready(Err(error)))
-    }
-
-    fn reserve_nameless(
-        self: &Arc<Self>,
-        bytes: u64,
-        stripes: Vec<Stripe>,
-        executor: &Executor,
-        map: &MapObject,
-    ) -> Result<Pending<Result<ExecutorAddrRange, Error>>, Error> {
-        let view = make(bytes, stripes.clone())?;
-        let descriptor = view.object.as_ref().map(SharedObject::as_fd);
-        let tag = executor.send_descriptor(descriptor.expect("it has just been made"))?;
-        let inner = Arc::clone(self);
-        Ok(map.call(&(self.instance, tag, bytes, stripes)).map(move |answer| {
-            let base = answer?.map_err(refused("map shared memory"))?;
-            inner.reserved(bytes, base, Ok(view))
-        }))
-    }
-
-    fn reserved_named(
-        &self,
-        bytes: u64,
-        stripes: Vec<Stripe>,
-        answer: Result<Expected<(ExecutorAddr, String)>, CallError>,
-    ) -> Result<ExecutorAddrRange, Error> {
-        if let (Err(CallError::Disconnected(_)), Backing::Named { pid, asked, .. }) = (&answer, &self.backing) {
-            unlink_orphans(*pid, asked.load(Ordering::Relaxed));
-        }
-        let (base, name) = answer?.map_err(refused("reserve shared memory"))?;
-        // The object comes first: its name has to go whatever else is wrong.
-        let view = take(&name).and_then(|object| attach(object, &name, bytes, stripes));
-        self.reserved(bytes, base, view)
-    }
-
-    /// Gives each stripe of a reservation its protection, for good: they are the segments of an allocation that ends with
-    /// the reservation.
-    fn protect(&self, range: ExecutorAddrRange, stripes: &[Stripe]) -> Result<(), Error> {
-        let Backing::Named { reserves_writable, .. } = self.backing else { return Ok(()) };
-        // What is left as it was reserved is not copied for children.
-        let is_done = |stripe: &&Stripe| reserves_writable && stripe.shared_with_children;
-        let segment = |stripe: &Stripe| {
-            let addr = range.start().checked_add(stripe.offset)?;
-            Some(SharedSegment { group: stripe.group, addr, size: stripe.size })
-        };
-        let segments: Vec<_> = stripes.iter().filter(|stripe| !is_done(stripe)).filter_map(segment).collect();
-        if segments.is_empty() {
-            return Ok(());
-        }
-        let request = SharedFinalizeRequest { segments, actions: Vec::new() };
-        let key = self.initialize.call(&(self.instance, range.start(), request)).wait()?;
-        let key = key.map_err(refused("protect stripes"))?;
-        check_keys(vec![key], &[range.start()]).map(|_| ())
-    }
-
-    /// Gives back a reservation that cannot be used.
-    fn unreserve(&self, range: ExecutorAddrRange) {
-        let _ = self.views.remove(&[range.start()]);
-        // What the executor says to that adds nothing.
-        let _ = self.release.call(&(self.instance, vec![range.start()])).wait();
-    }
-
     /// Turns allocations in stripes into what an executor that knows pages only can keep: the actions, under a page of
     /// their own.
     fn use_key_pages(
@@ -320,14 +237,6 @@ impl Inner {
             let _ = inner.deinitialize.call(&(inner.instance, keys)).wait();
         })
     }
-}
-
-/// Makes an object without a name, and maps it.
-fn make(bytes: u64, stripes: Vec<Stripe>) -> Result<View, Error> {
-    let object = SharedObject::nameless(bytes).map_err(|error| nameless_error(error, bytes))?;
-    let length = usize::try_from(bytes).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-    let mapping = object.map(length, None).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-    Ok(View::new(Some(object), Arc::new(mapping), None, stripes))
 }
 
 impl MemoryMapper for SharedMemoryMapper {

@@ -152,6 +152,10 @@ impl MemoryService {
         };
         let mapping = mapped.map_err(|error| match error {
             Errno::NOMEM => Error::OutOfAddressSpace { bytes },
+            Errno::PERM => Error::system(
+                "a locked executor maps no more code: it has to be reserved before it is locked",
+                Errno::PERM,
+            ),
             error => Error::system("the object received cannot be mapped", error),
         })?;
         self.add_slab(mapping, Backing::Shared { object, _name: None }, stripes)

@@ -4,6 +4,7 @@ use super::MemoryService;
 use super::slabs::Backing;
 use crate::Error;
 use crate::sys::{self, Snapshot};
+use farlink_addr::MemProt;
 
 /// A copy of shared memory, made before a fork for the child.
 #[derive(Debug)]
@@ -53,6 +54,20 @@ impl MemoryService {
             }
         }
         Ok(ChildCopy(snapshots))
+    }
+
+    /// Has the parts of slabs that this process cannot write stay as they are mapped, for as long as it lives.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the system cannot do that.
+    pub fn seal(&self) -> Result<(), Error> {
+        let failed = |error| Error::system("mappings cannot be sealed", error);
+        let state = self.lock();
+        state.slabs.values().try_for_each(|slab| {
+            let fixed = slab.stripes.iter().filter(|(stripe, _)| !stripe.group.prot.contains(MemProt::WRITE));
+            { fixed }.try_for_each(|&(_, range)| slab.mapping.seal(range)).map_err(failed)
+        })
     }
 
     /// Returns what this service holds of the system.

@@ -28,6 +28,7 @@ system_calls! {
     Fallocate = "fallocate",
     Lseek = "lseek",
     Stat = "fstat",
+    Mseal = "mseal",
     ShmOpen = "shm_open",
     ShmUnlink = "shm_unlink",
 }

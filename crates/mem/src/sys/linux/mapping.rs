@@ -5,8 +5,9 @@ use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt};
 use farlink_wire::msg::Stripe;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Memory of this process that one `mmap` made. Unmapped when dropped.
 ///
@@ -16,6 +17,8 @@ pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: usize,
     is_shared: bool,
+    /// Whether a part of it stays mapped for as long as the process lives.
+    is_sealed: AtomicBool,
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread. Its bytes are only reached by raw pointers, whose users
@@ -48,6 +51,7 @@ impl Mapping {
     /// Protections are set by mapping and not by changing them, which a hardened process refuses.
     pub(crate) fn striped(
         object: impl AsFd,
+        read_only: Option<BorrowedFd<'_>>,
         len: usize,
         stripes: &[Stripe],
         owns_data: bool,
@@ -66,7 +70,9 @@ impl Mapping {
                     // SAFETY: the range is inside the reservation made above, of which nobody knows yet.
                     unsafe { rustix::mm::mmap_anonymous(target, size, prot, flags | MapFlags::PRIVATE) }
                 } else {
-                    let object = object.as_fd();
+                    // What this process does not write is mapped so that it never can.
+                    let read_only = read_only.filter(|_| !stripe.group.prot.contains(MemProt::WRITE));
+                    let object = read_only.unwrap_or(object.as_fd());
                     // SAFETY: as above.
                     unsafe { rustix::mm::mmap(target, size, prot, flags | MapFlags::SHARED, object, stripe.offset) }
                 }
@@ -106,7 +112,7 @@ impl Mapping {
 
     fn new(start: *mut core::ffi::c_void, len: usize, is_shared: bool) -> Self {
         let start = NonNull::new(start.cast()).expect("Linux maps nothing at null unless asked to");
-        Self { start, len, is_shared }
+        Self { start, len, is_shared, is_sealed: AtomicBool::new(false) }
     }
 
     /// Returns the first byte.
@@ -137,6 +143,21 @@ impl Mapping {
             // them as they were protected is for the owner of the allocation to know.
             unsafe { rustix::mm::mprotect(start.cast(), range.len() as usize, prot_flags(prot)) }
         })
+    }
+
+    /// Has `range`, whole pages, stay as it is mapped for as long as the process lives. `mseal(2)`, of Linux 6.10.
+    pub(crate) fn seal(&self, range: ExecutorAddrRange) -> Result<(), Errno> {
+        const SYS_MSEAL: libc::c_long = 462;
+        let start = self.inside(range)?;
+        call(SystemCall::Mseal, || {
+            // SAFETY: the range is inside this mapping; nothing about it changes.
+            match unsafe { libc::syscall(SYS_MSEAL, start, range.len() as usize, 0usize) } {
+                0 => Ok(()),
+                _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOSYS)),
+            }
+        })?;
+        self.is_sealed.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Gives the physical pages of `range`, which is whole writable pages, back to the system: they read as zero from
@@ -230,6 +251,9 @@ fn prot_flags(prot: MemProt) -> MprotectFlags {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if self.is_sealed.load(Ordering::Relaxed) {
+            return;
+        }
         let unmapped = call(SystemCall::Munmap, || {
             // SAFETY: this mapping is not used after its drop. Working memory keeps it alive; code in it is the owner's.
             unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) }

@@ -4,11 +4,13 @@ use super::mapping::{Limit, Mapping};
 use crate::Error;
 use crate::sys::count::{SystemCall, call};
 use farlink_wire::msg::Stripe;
-use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags, SeekFrom, Stat, StatVfsMountFlags, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, Stat, StatVfsMountFlags, memfd_create,
+};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use rustix::shm;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Memory behind a descriptor, to be mapped by several processes: a POSIX shared memory object, or one without a name.
 #[derive(Debug)]
@@ -26,6 +28,15 @@ impl SharedObject {
     /// No name can be left, or opened by another process, and nobody can make the pages of somebody else's mapping
     /// vanish.
     pub(crate) fn nameless(bytes: u64) -> Result<Self, Errno> {
+        Self::make(bytes, true)
+    }
+
+    /// As [`Self::nameless`], for one whose writing [`Self::end_writing`] will end.
+    pub(crate) fn nameless_for_a_while(bytes: u64) -> Result<Self, Errno> {
+        Self::make(bytes, false)
+    }
+
+    fn make(bytes: u64, is_final: bool) -> Result<Self, Errno> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         // The file is never executed as a program, which some systems demand to be said; mapped code may still run.
         // Kernels before 6.3 do not know the flag.
@@ -34,9 +45,21 @@ impl SharedObject {
             other => other,
         })?;
         resize(&fd, bytes)?;
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        call(SystemCall::AddSeals, || rustix::fs::fcntl_add_seals(&fd, seals))?;
-        Self::new(fd, false)
+        let object = Self::new(fd, false)?;
+        object.add_seals(
+            SealFlags::SHRINK | SealFlags::GROW | if is_final { SealFlags::SEAL } else { SealFlags::empty() },
+        )?;
+        Ok(object)
+    }
+
+    fn add_seals(&self, seals: SealFlags) -> Result<(), Errno> {
+        call(SystemCall::AddSeals, || rustix::fs::fcntl_add_seals(&self.fd, seals))
+    }
+
+    /// Has nobody who does not have it mapped to be written ever do so, whatever descriptor of it he has. Pages cannot be
+    /// given back any more.
+    pub(crate) fn end_writing(&self) -> Result<(), Errno> {
+        self.add_seals(SealFlags::FUTURE_WRITE | SealFlags::SEAL)
     }
 
     /// Returns the object behind a descriptor that another process has sent.
@@ -145,7 +168,10 @@ impl SharedObject {
         owns_data: bool,
         limit: Limit,
     ) -> Result<Mapping, Errno> {
-        Mapping::striped(&self.fd, len, stripes, owns_data, limit)
+        // Where there is no /proc, the descriptor that can do more is used.
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let read_only = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+        Mapping::striped(&self.fd, read_only.as_ref().map(AsFd::as_fd), len, stripes, owns_data, limit)
     }
 }
 

@@ -1,0 +1,110 @@
+//! What a session consists of, for those who work on it: the connection, the memory, and how its errors are explained.
+
+use crate::Error;
+use crate::callback::Callbacks;
+use crate::death::Deaths;
+use crate::death::Reporter;
+use crate::harden::Hardening;
+use crate::process::Process;
+use crate::runtime::Runtime;
+use crate::trace::Trace;
+use farlink_mem::MemoryManager;
+use farlink_rpc::{CallError, Endpoint};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What ends with the session.
+pub(crate) enum Connection {
+    InProcess,
+    Endpoint(Endpoint),
+    Process(Process),
+    /// No executor: the session only links.
+    None,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Self::Endpoint(endpoint) = self {
+            endpoint.hang_up(Ok(()));
+        }
+    }
+}
+
+pub(crate) struct SessionInner {
+    // Fields are dropped in this order: the executor is told to end, which frees its memory, before the manager
+    // gives up the controller's side of it.
+    pub(crate) connection: Connection,
+    pub(crate) memory: MemoryManager,
+    pub(crate) runtime: Option<Runtime>,
+    /// What linked code calls here.
+    pub(crate) callbacks: Arc<Callbacks>,
+    /// How long calls of functions wait, unless something else is set.
+    pub(crate) call_timeout: Option<Duration>,
+    /// Whether an executor that does not answer in time is ended.
+    pub(crate) ends_when_stuck: bool,
+    /// What is wanted of the executor before it runs linked code.
+    pub(crate) hardening: Hardening,
+    pub(crate) deaths: Deaths,
+    /// Whether graphs are kept after they have been linked, to be shown.
+    pub(crate) keeps_graphs: bool,
+    /// Whether, without an executor, what is defined nowhere has the address 0.
+    pub(crate) undefined_zero: bool,
+    /// Whether linked code may have 32-bit absolute addresses.
+    pub(crate) low_memory: bool,
+    pub(crate) trace: Trace,
+}
+
+impl SessionInner {
+    /// Returns the means to run code, or an error if this session only links.
+    pub(crate) fn runtime(&self) -> Result<&Runtime, Error> {
+        self.deaths.reporter.iter().for_each(Reporter::wait_ready);
+        self.runtime.as_ref().ok_or(Error::NoExecution)
+    }
+
+    /// Returns whether the executor's process is this session's to end: a child of this process, or this process.
+    pub(crate) fn owns_process(&self) -> bool {
+        matches!(self.connection, Connection::Process(_) | Connection::InProcess)
+    }
+
+    /// Returns how the executor's process ended, if it is a child of this one and has ended or is about to.
+    pub(crate) fn process_end(&self) -> Option<ExitStatus> {
+        match &self.connection {
+            Connection::Process(process) => process.ended_soon(),
+            _ => None,
+        }
+    }
+
+    /// Fails if the executor has gone: what needs no call of it is not done without it either.
+    pub(crate) fn check_connected(&self) -> Result<(), Error> {
+        let endpoint = match &self.connection {
+            Connection::Process(process) => process.endpoint(),
+            Connection::Endpoint(endpoint) => endpoint,
+            Connection::InProcess | Connection::None => return Ok(()),
+        };
+        endpoint.disconnected().map_or(Ok(()), |reason| Err(farlink_rpc::CallError::Disconnected(reason).into()))
+    }
+
+    /// Says of an error that the executor's end caused how the executor ended.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let late = match &error {
+            Error::Call(CallError::TimedOut { function, timeout }) => Some((*function, *timeout)),
+            Error::Memory(error) => error.timed_out(),
+            _ => None,
+        };
+        if let Some((function, timeout)) = late {
+            return self.stuck(function, timeout);
+        }
+        let gone = match &error {
+            Error::Call(error) => matches!(error, farlink_rpc::CallError::Disconnected(_)),
+            Error::Memory(error) => error.is_disconnected(),
+            _ => false,
+        };
+        let death = gone.then(|| self.death(self.process_end())).flatten();
+        match (gone.then(|| self.callbacks.panic()).flatten(), death) {
+            (Some(text), _) => Error::CallbackPanicked { text },
+            (None, Some(death)) => Error::ExecutorEnded(death),
+            (None, None) => error,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Reserving: a memory object for each reservation, made here or by the executor, and its stripes.
+
+use super::{Backing, Inner, MapObject};
+use crate::Error;
+use crate::mapper::posix::{attach, take, unlink_orphans};
+use crate::mapper::views::View;
+use crate::mapper::{check_keys, check_reserved, refused};
+use crate::service::nameless_error;
+use crate::sys::SharedObject;
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
+use farlink_rpc::{CallError, Executor, Pending};
+use farlink_wire::functions::Expected;
+use farlink_wire::msg::{SharedFinalizeRequest, SharedSegment, Stripe};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl Inner {
+    /// Returns `bytes` in whole pages, if there are any.
+    pub(super) fn whole_pages(&self, bytes: u64) -> Result<u64, Error> {
+        let rounded = self.page_size.round_up(bytes).filter(|&bytes| bytes != 0);
+        rounded.ok_or(Error::BadSize { what: "reserved", bytes })
+    }
+
+    /// Takes the executor's answer to a reserve call: the base, and the object behind the reservation or why there is
+    /// none.
+    fn reserved(&self, bytes: u64, base: ExecutorAddr, view: Result<View, Error>) -> Result<ExecutorAddrRange, Error> {
+        let attached = view.and_then(|view| {
+            let range = check_reserved(base, bytes, self.page_size)?;
+            self.views.add(range, view).map(|()| range)
+        });
+        // The executor has reserved what cannot be used here. What it says to giving it back adds nothing. A base that
+        // is in use stays: it is another's.
+        if attached.is_err() && !base.is_null() && !self.views.has(base) {
+            let _ = self.release.call(&(self.instance, vec![base])).wait();
+        }
+        attached
+    }
+
+    /// Reserves `bytes`, whole pages, in these stripes if there are any.
+    pub(super) fn reserve(
+        self: &Arc<Self>,
+        bytes: Result<u64, Error>,
+        stripes: impl FnOnce(u64) -> Vec<Stripe>,
+    ) -> Pending<Result<ExecutorAddrRange, Error>> {
+        let reserve = |bytes| {
+            let stripes = stripes(bytes);
+            match &self.backing {
+                Backing::Nameless { executor, map, ends_writing } => {
+                    self.reserve_nameless(bytes, stripes, executor, map, *ends_writing)
+                }
+                Backing::Named { reserve, asked, .. } => {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    let inner = Arc::clone(self);
+                    Ok(reserve.call(&(self.instance, bytes)).map(move |answer| {
+                        let range = inner.reserved_named(bytes, stripes.clone(), answer)?;
+                        inner.protect(range, &stripes).inspect_err(|_| inner.unreserve(range)).map(|()| range)
+                    }))
+                }
+            }
+        };
+        bytes.and_then(reserve).unwrap_or_else(|error| Pending::ready(Err(error)))
+    }
+
+    fn reserve_nameless(
+        self: &Arc<Self>,
+        bytes: u64,
+        stripes: Vec<Stripe>,
+        executor: &Executor,
+        map: &MapObject,
+        ends_writing: bool,
+    ) -> Result<Pending<Result<ExecutorAddrRange, Error>>, Error> {
+        let view = make(bytes, stripes.clone(), ends_writing)?;
+        let descriptor = view.object.as_ref().map(SharedObject::as_fd);
+        let tag = executor.send_descriptor(descriptor.expect("it has just been made"))?;
+        let inner = Arc::clone(self);
+        Ok(map.call(&(self.instance, tag, bytes, stripes)).map(move |answer| {
+            let base = answer?.map_err(refused("map shared memory"))?;
+            let ended = match &view.object {
+                Some(object) if ends_writing => object.end_writing(),
+                _ => Ok(()),
+            };
+            let ended = ended.map_err(|error| Error::system("shared memory cannot be sealed", error));
+            inner.reserved(bytes, base, ended.map(|()| view))
+        }))
+    }
+
+    fn reserved_named(
+        &self,
+        bytes: u64,
+        stripes: Vec<Stripe>,
+        answer: Result<Expected<(ExecutorAddr, String)>, CallError>,
+    ) -> Result<ExecutorAddrRange, Error> {
+        if let (Err(CallError::Disconnected(_)), Backing::Named { pid, asked, .. }) = (&answer, &self.backing) {
+            unlink_orphans(*pid, asked.load(Ordering::Relaxed));
+        }
+        let (base, name) = answer?.map_err(refused("reserve shared memory"))?;
+        // The object comes first: its name has to go whatever else is wrong.
+        let view = take(&name).and_then(|object| attach(object, &name, bytes, stripes));
+        self.reserved(bytes, base, view)
+    }
+
+    /// Gives each stripe of a reservation its protection, for good: they are the segments of an allocation that ends with
+    /// the reservation.
+    fn protect(&self, range: ExecutorAddrRange, stripes: &[Stripe]) -> Result<(), Error> {
+        let Backing::Named { reserves_writable, .. } = self.backing else { return Ok(()) };
+        // What is left as it was reserved is not copied for children.
+        let is_done = |stripe: &&Stripe| reserves_writable && stripe.shared_with_children;
+        let segment = |stripe: &Stripe| {
+            let addr = range.start().checked_add(stripe.offset)?;
+            Some(SharedSegment { group: stripe.group, addr, size: stripe.size })
+        };
+        let segments: Vec<_> = stripes.iter().filter(|stripe| !is_done(stripe)).filter_map(segment).collect();
+        if segments.is_empty() {
+            return Ok(());
+        }
+        let request = SharedFinalizeRequest { segments, actions: Vec::new() };
+        let key = self.initialize.call(&(self.instance, range.start(), request)).wait()?;
+        let key = key.map_err(refused("protect stripes"))?;
+        check_keys(vec![key], &[range.start()]).map(|_| ())
+    }
+
+    /// Gives back a reservation that cannot be used.
+    fn unreserve(&self, range: ExecutorAddrRange) {
+        let _ = self.views.remove(&[range.start()]);
+        // What the executor says to that adds nothing.
+        let _ = self.release.call(&(self.instance, vec![range.start()])).wait();
+    }
+}
+
+/// Makes an object without a name, and maps it.
+fn make(bytes: u64, stripes: Vec<Stripe>, ends_writing: bool) -> Result<View, Error> {
+    let make = if ends_writing { SharedObject::nameless_for_a_while } else { SharedObject::nameless };
+    let object = make(bytes).map_err(|error| nameless_error(error, bytes))?;
+    let length = usize::try_from(bytes).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+    let mapping = object.map(length, None).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+    Ok(View::new(Some(object), Arc::new(mapping), None, stripes))
+}
