@@ -181,8 +181,9 @@ fn put_back(state: &mut State, claim: &mut Claim) {
         state.forget_uses(claimed.id);
         let graph = claimed.graph;
         // What has been decided for this batch may not hold for the next. An object that was read once can be read again.
-        let again = farlink_elf::parse_object(graph.name(), graph.bytes().clone()).map_or(graph, Box::new);
-        state.object(claimed.id).state = ObjectState::Declared { graph: again };
+        let parse = || farlink_elf::parse_object(graph.name(), graph.bytes().clone()).ok();
+        let again = graph.restored().or_else(parse).map(Box::new);
+        state.object(claimed.id).state = ObjectState::Declared { graph: again.unwrap_or(graph) };
     }
 }
 

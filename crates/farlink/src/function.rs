@@ -1,12 +1,12 @@
 //! Linked functions that are called as they are declared in C.
 
-use crate::abi::{self, CResult, CType, Layout};
+use crate::abi::{self, CResult, CType};
 use crate::session::{Connection, Session, SessionInner};
 use crate::{Error, Library};
 use farlink_addr::ExecutorAddr;
 use farlink_rpc::{CallError, Callee, Pending};
 use farlink_wire::functions::CALL_NATIVE;
-use farlink_wire::native::{Arguments, NativeCall, ResultShape, Returned};
+use farlink_wire::native::{ArgumentShape, Arguments, NativeCall, RegisterClass, ResultShape, Returned};
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -20,6 +20,10 @@ pub trait Signature: 'static {
     /// The result.
     type Result: CResult;
 
+    /// Where the arguments go, and where the result is.
+    #[doc(hidden)]
+    const SHAPES: (ArgumentShape, ResultShape);
+
     /// Returns where the arguments go.
     #[doc(hidden)]
     fn arguments(args: Self::Args) -> Arguments;
@@ -30,7 +34,7 @@ pub trait Signature: 'static {
 pub trait Callback<S>: Send + Sync + 'static {
     /// Where the arguments are when it is called, and where its result goes.
     #[doc(hidden)]
-    const SHAPES: (farlink_wire::native::ArgumentShape, ResultShape);
+    const SHAPES: (ArgumentShape, ResultShape);
 
     /// Calls the closure with arguments of that shape.
     #[doc(hidden)]
@@ -42,7 +46,7 @@ pub trait Callback<S>: Send + Sync + 'static {
 fn begin(result: ResultShape) -> Arguments {
     let mut arguments = Arguments::default();
     if matches!(result, ResultShape::Memory(_)) {
-        arguments.push([0; 2], farlink_wire::native::RegisterClass::Int, None);
+        arguments.push([0; 2], RegisterClass::Int, None);
     }
     arguments
 }
@@ -59,7 +63,7 @@ macro_rules! signatures {
             R: CResult<Value = R>,
             $($arg: abi::CValue),*
         {
-            const SHAPES: (farlink_wire::native::ArgumentShape, ResultShape) =
+            const SHAPES: (ArgumentShape, ResultShape) =
                 (abi::argument_shape(&[$(<$arg as abi::CField>::LAYOUT),*], R::SHAPE), R::SHAPE);
 
             #[allow(non_snake_case, unused_mut, unused_variables)]
@@ -75,13 +79,15 @@ macro_rules! signatures {
             type Args = ($($arg::Value,)*);
             type Result = R;
 
+            const SHAPES: (ArgumentShape, ResultShape) =
+                (abi::argument_shape(&[$(<$arg::Value as abi::CField>::LAYOUT),*], R::SHAPE), R::SHAPE);
+
             #[inline]
             #[allow(non_snake_case, unused_mut)]
             fn arguments(($($arg,)*): Self::Args) -> Arguments {
                 // Too many bytes are an error when this is compiled.
-                const fn layouts<const N: usize>(layouts: [Layout; N]) -> [Layout; N] { layouts }
-                const { abi::argument_shape(&layouts([$(<$arg::Value as abi::CField>::LAYOUT),*]), R::SHAPE); }
-                let mut arguments = begin(R::SHAPE);
+                let (_, result) = const { Self::SHAPES };
+                let mut arguments = begin(result);
                 $(abi::push(&mut arguments, $arg);)*
                 arguments
             }

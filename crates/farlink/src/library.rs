@@ -147,6 +147,19 @@ impl Library {
         Ok(Object { id, serial })
     }
 
+    /// Declares a graph that has not been read from an object: one that a compiler has built without writing a file.
+    ///
+    /// # Errors
+    ///
+    /// Fails if it defines a symbol that another object of the library defines too, unless one of the definitions is weak.
+    pub fn add_graph(&self, mut graph: LinkGraph) -> Result<Object, Error> {
+        graph.keep_pristine();
+        let mut state = self.inner.lock();
+        let id = state.declare(graph)?;
+        let serial = state.object(id).serial;
+        Ok(Object { id, serial })
+    }
+
     /// Adds an archive, whose members are declared when something refers to what they define.
     ///
     /// `name` is what errors call it. Members of a thin archive are files beside it: for one, `name` has to be its

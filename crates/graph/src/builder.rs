@@ -62,6 +62,7 @@ impl GraphBuilder {
                 tls_base: None,
                 newly_live: Vec::new(),
                 unwind_index: None,
+                pristine: None,
             },
         }
     }

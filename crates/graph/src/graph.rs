@@ -7,6 +7,7 @@ use crate::parts::{
 };
 use crate::{BlockId, Bytes, ComdatId, SectionId, SymbolId};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt};
+use std::sync::Arc;
 
 /// The graph of an object. See the crate for the order of what is done with it.
 #[derive(Clone, Debug)]
@@ -37,6 +38,8 @@ pub struct LinkGraph {
     pub(crate) unwind_index: Option<BlockId>,
     /// Symbols that have become live since somebody asked.
     pub(crate) newly_live: Vec<SymbolId>,
+    /// What it was before anything was decided about it, if that cannot be read again from the object's bytes.
+    pub(crate) pristine: Option<Arc<LinkGraph>>,
 }
 
 impl LinkGraph {
@@ -56,6 +59,18 @@ impl LinkGraph {
     #[must_use]
     pub fn arch(&self) -> Arch {
         self.arch
+    }
+
+    /// Keeps the graph as it is, for [`Self::restored`]: one that has not been read from an object.
+    pub fn keep_pristine(&mut self) {
+        self.pristine = Some(Arc::new(self.clone()));
+    }
+
+    /// Returns the graph as it was when it was kept, if it was.
+    #[must_use]
+    pub fn restored(&self) -> Option<Self> {
+        let pristine = self.pristine.as_ref()?;
+        Some(Self { pristine: Some(Arc::clone(pristine)), ..Self::clone(pristine) })
     }
 
     pub(crate) fn text<'a>(&'a self, text: &'a Text) -> &'a str {
