@@ -3,7 +3,7 @@
 use crate::doctor::{Probe, Target};
 use crate::map::Format;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use farlink::Memory;
+use farlink::{Memory, Perf};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -51,6 +51,11 @@ pub(crate) struct InputArgs {
     /// Look for libraries in DIR before the system's directories.
     #[arg(short = 'L', value_name = "DIR")]
     pub(crate) library_dirs: Vec<PathBuf>,
+
+    /// Compile sources with debug information and without optimization. Programs that are run are shown to debuggers: gdb
+    /// sets breakpoints in them, by name or line, and shows their frames and variables.
+    #[arg(short = 'g', long = "debug")]
+    pub(crate) debug: bool,
 
     /// Define the symbol NAME as the address ADDR, decimal or with 0x.
     #[arg(long = "define", value_name = "NAME=ADDR", value_parser = parse_definition)]
@@ -101,6 +106,16 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) gc_sections: bool,
 
+    /// Wait for a debugger to attach (gdb -p PID) before the program begins. Implies -g for what is linked, not for how
+    /// sources are compiled.
+    #[arg(long, conflicts_with = "connect")]
+    pub(crate) wait_for_debugger: bool,
+
+    /// Tell profilers where linked functions are: in /tmp/perf-PID.map, or with --perf=jitdump in a file for perf record
+    /// -k mono and perf inject --jit, in $JITDUMPDIR or /tmp.
+    #[arg(long, value_enum, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "map")]
+    pub(crate) perf: Option<PerfForm>,
+
     /// Print to stderr how long each phase took.
     #[arg(long)]
     pub(crate) time: bool,
@@ -128,7 +143,7 @@ pub(crate) struct RunArgs {
 impl RunArgs {
     /// Whether the program is linked before it is run, because somebody wants to know what that takes; else running it does.
     pub(crate) fn wants_link_first(&self) -> bool {
-        self.stats.is_some() || self.trace.is_some() || self.map.is_some()
+        self.stats.is_some() || self.trace.is_some() || self.map.is_some() || self.wait_for_debugger
     }
 }
 
@@ -157,6 +172,24 @@ pub(crate) enum StatsFormat {
     Table,
     /// One JSON object.
     Json,
+}
+
+/// See [`Perf`].
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum PerfForm {
+    /// A map of addresses and names. Linked code is in memory of the executor's own then, and comes in messages.
+    Map,
+    /// A record of the code and when it came.
+    Jitdump,
+}
+
+impl From<PerfForm> for Perf {
+    fn from(form: PerfForm) -> Self {
+        match form {
+            PerfForm::Map => Self::Map,
+            PerfForm::Jitdump => Self::JitDump,
+        }
+    }
 }
 
 /// See [`Memory`].

@@ -39,22 +39,33 @@ impl Language {
         }
     }
 
+    /// How fast or how well to be debugged.
+    pub(crate) fn optimization(self, debug: bool) -> &'static [&'static str] {
+        match (self, debug) {
+            (Self::C | Self::Cxx | Self::Fortran, false) => &["-O2"],
+            (Self::C | Self::Cxx | Self::Fortran | Self::Assembly, true) => &["-g"],
+            (Self::Assembly, false) => &[],
+            (Self::Rust, false) => &["-Copt-level=2"],
+            (Self::Rust, true) => &["-Cdebuginfo=2"],
+        }
+    }
+
     fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::C | Self::Cxx | Self::Fortran => &["-c", "-O2", "-fPIC"],
+            Self::C | Self::Cxx | Self::Fortran => &["-c", "-fPIC"],
             Self::Assembly => &["-c"],
             // A library crate has no entry of its own: its exported functions are what the object defines.
-            Self::Rust => &["--crate-type=lib", "--emit=obj", "--edition=2021", "-Copt-level=2", "-Cpanic=abort"],
+            Self::Rust => &["--crate-type=lib", "--emit=obj", "--edition=2021", "-Cpanic=abort"],
         }
     }
 }
 
-/// Compiles `source` and returns the object's bytes. Nothing is left on disk.
-pub(crate) fn compile(source: &Path, language: Language, signals: &Signals) -> Result<Vec<u8>, Error> {
+/// Compiles `source`, with debug information if that is wanted, and returns the object's bytes. Nothing is left on disk.
+pub(crate) fn compile(source: &Path, language: Language, debug: bool, signals: &Signals) -> Result<Vec<u8>, Error> {
     let folder = signals.temporary_folder()?;
     let object = folder.path().join("object.o");
     let mut command = compiler_command(language);
-    command.args(language.flags());
+    command.args(language.flags()).args(language.optimization(debug));
     run_compiler(command, language, source, &object, signals)?;
     std::fs::read(&object).map_err(|error| Error::Read { path: object, error })
 }

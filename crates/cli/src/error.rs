@@ -30,6 +30,8 @@ pub(crate) enum Error {
     NeedlessSecret,
     #[error("cannot start an executor: where this program itself is cannot be told: {0}")]
     NoSelf(io::Error),
+    #[error("the process that is to be debugged cannot be looked at: {0}")]
+    NoDebugger(io::Error),
     #[error("{0}")]
     NoEntry(String),
 }

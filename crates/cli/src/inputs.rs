@@ -78,7 +78,7 @@ pub(crate) fn load(args: &InputArgs, signals: &Signals) -> Result<Vec<Loaded>, E
                     load_rust_program(path, args, signals, &mut loaded)?;
                     continue;
                 }
-                let bytes = compile(path, language, signals)?;
+                let bytes = compile(path, language, args.debug, signals)?;
                 loaded.push(Loaded::Object { name: path.display().to_string(), bytes });
             }
             None => load_file(path, 0, args, &mut loaded)?,
@@ -107,7 +107,7 @@ fn load_rust_program(
     signals: &Signals,
     loaded: &mut Vec<Loaded>,
 ) -> Result<(), Error> {
-    let (inputs, folders) = rust::build(source, signals)?;
+    let (inputs, folders) = rust::build(source, args.debug, signals)?;
     for input in inputs {
         match input {
             LinkInput::Object(name, bytes) => loaded.push(Loaded::Object { name, bytes }),

@@ -7,6 +7,7 @@
 
 mod args;
 mod compile;
+mod debugger;
 mod doctor;
 mod error;
 mod inputs;

@@ -2,6 +2,7 @@
 
 use crate::args::{Address, MemoryArg, RunArgs};
 use crate::compile::Language;
+use crate::debugger;
 use crate::error::Error;
 use crate::inputs;
 use crate::map::Map;
@@ -70,6 +71,8 @@ const USUAL_TLS_BYTES: u64 = 512;
 fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
     let (traces, maps) = (args.trace.is_some(), args.map.is_some());
     let builder = Session::builder().low_memory(needs.low_memory).trace(traces).keep_graphs(traces || maps);
+    let builder = builder.debug(args.input.debug || args.wait_for_debugger);
+    let builder = args.perf.into_iter().fold(builder, |builder, form| builder.perf(form.into()));
     if args.in_process {
         return Ok(builder.in_process()?);
     }
@@ -147,6 +150,9 @@ fn look(session: &Session, library: &Library, args: &RunArgs) -> Result<Linked, 
         .map
         .as_ref()
         .map(|&(_, format)| Ok::<_, farlink::Error>(Map::new(session, library, &graphs)?.write(format)));
+    if args.wait_for_debugger {
+        debugger::wait(session.process_id())?;
+    }
     Ok(Linked { trace, map: map.transpose()? })
 }
 

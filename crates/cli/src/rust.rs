@@ -33,14 +33,15 @@ pub(crate) enum LinkInput {
 }
 
 /// Compiles a program and returns what it consists of, and where else libraries are looked for.
-pub(crate) fn build(source: &Path, signals: &Signals) -> Result<(Vec<LinkInput>, Vec<PathBuf>), Error> {
+pub(crate) fn build(source: &Path, debug: bool, signals: &Signals) -> Result<(Vec<LinkInput>, Vec<PathBuf>), Error> {
     let folder = signals.temporary_folder()?;
     let collector = folder.path().join(COLLECTOR);
     let this = std::env::current_exe().map_err(Error::NoSelf)?;
     let link_error = |error| Error::Write { path: collector.clone(), error };
     std::os::unix::fs::symlink(this, &collector).map_err(link_error)?;
     let mut command = compiler_command(Language::Rust);
-    command.args(["--crate-type=bin", "--edition=2021", "-Copt-level=2", "-Clinker-flavor=gcc"]);
+    command.args(["--crate-type=bin", "--edition=2021", "-Clinker-flavor=gcc"]);
+    command.args(Language::Rust.optimization(debug));
     let mut linker = OsString::from("-Clinker=");
     linker.push(&collector);
     command.arg(linker);

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod debug;
 mod error;
 mod identify;
 mod needs;
@@ -18,6 +19,7 @@ mod relocation;
 mod section;
 
 pub use archive::{Archive, Member};
+pub use debug::debug_object;
 pub use error::ElfError;
 pub use identify::{InputKind, check_shared_object, identify};
 pub use needs::Needs;

@@ -18,6 +18,7 @@ use crate::state::{LinkedObject, ObjectState, State};
 use crate::table::{Definition, Value};
 use crate::thread_local::{self, OpenModule};
 use crate::trace::Trace;
+use crate::{debugger, perf};
 use farlink_addr::{ExecutorAddr, MemProt};
 use farlink_graph::{InitArray, LinkGraph, SymbolId};
 use farlink_mem::{FinalizedAlloc, InFlightAlloc};
@@ -192,17 +193,21 @@ struct BatchMemory {
     objects: Vec<Option<FinalizedAlloc>>,
     /// What several objects have together.
     sets: Vec<FinalizedAlloc>,
+    /// What debuggers are shown of each object; empty if they are shown nothing.
+    shown: Vec<Option<Box<FinalizedAlloc>>>,
 }
 
 impl BatchMemory {
     fn all(self) -> Vec<FinalizedAlloc> {
-        self.objects.into_iter().flatten().chain(self.sets).collect()
+        let shown = self.shown.into_iter().flatten().map(|shown| *shown);
+        self.objects.into_iter().flatten().chain(self.sets).chain(shown).collect()
     }
 }
 
 /// Publishes the addresses of a batch that has been linked.
 fn publish(state: &mut State, session: &SessionInner, claim: Claim, memory: BatchMemory) {
     let sets: Box<[Arc<FinalizedAlloc>]> = memory.sets.into_iter().map(Arc::new).collect();
+    let mut all_shown = memory.shown.into_iter();
     for (claimed, memory) in claim.objects.into_iter().zip(memory.objects) {
         let graph = claimed.graph;
         let mut defines = std::mem::take(&mut state.object(claimed.id).defines).into_vec();
@@ -223,7 +228,8 @@ fn publish(state: &mut State, session: &SessionInner, claim: Claim, memory: Batc
         slot.defines = defines.into();
         let (code, bytes) = (graph.code_places(), graph.bytes().clone());
         let graph = session.keeps_graphs.then_some(graph);
-        slot.state = ObjectState::Linked(LinkedObject { memory, sets: sets.clone(), code, bytes, graph });
+        let shown = all_shown.next().flatten();
+        slot.state = ObjectState::Linked(LinkedObject { memory, sets: sets.clone(), code, bytes, shown, graph });
     }
 }
 
@@ -259,7 +265,7 @@ fn link_claimed(
         stopwatch.lap("fix up", &mut times.fix_up);
         finalize(session, claim, places, module.as_ref())
     });
-    let memory = match linked {
+    let mut memory = match linked {
         Ok(memory) => memory,
         Err(error) => {
             if let (Some(module), Some(runtime)) = (module, &session.runtime) {
@@ -269,7 +275,9 @@ fn link_claimed(
         }
     };
     stopwatch.lap("finalize", &mut times.finalize);
-    if let Err(error) = initialize(session, claim, batch.args) {
+    let shown = debugger::show(session, claim).map(|shown| memory.shown = shown);
+    let shown = shown.and_then(|()| perf::tell(session, claim));
+    if let Err(error) = shown.and_then(|()| initialize(session, claim, batch.args)) {
         // What went wrong first is what counts; the memory comes back in any case.
         let _ = session.memory.deallocate(memory.all()).wait();
         return Err(error);
@@ -307,7 +315,7 @@ fn finalize(
     }
     let mut finalized = finalized.into_iter();
     let objects = has_memory.into_iter().map(|has_memory| if has_memory { finalized.next() } else { None }).collect();
-    Ok(BatchMemory { objects, sets: finalized.collect() })
+    Ok(BatchMemory { objects, sets: finalized.collect(), shown: Vec::new() })
 }
 
 /// Returns the index of an object's unwind information, if the executor can find it without being told.

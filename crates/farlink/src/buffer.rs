@@ -1,6 +1,6 @@
 //! Memory that this process and linked code both use, without copies and without calls.
 
-use crate::session::Session;
+use crate::session::{Session, SessionInner};
 use crate::{Error, ExecutorPtr};
 use bytemuck::Pod;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
@@ -70,6 +70,16 @@ impl Session {
             Some(view) => Ok(view.write_volatile(0, bytes)?),
             None => inner.runtime()?.write(addr, bytes).map_err(|error| inner.explain(error)),
         }
+    }
+}
+
+impl SessionInner {
+    /// Reads what has been linked.
+    pub(crate) fn read_code(&self, range: ExecutorAddrRange) -> Result<Vec<u8>, Error> {
+        let Some(view) = self.memory.view(range) else { return self.runtime()?.read(range) };
+        let mut bytes = vec![0; range.len() as usize];
+        view.read_volatile(0, &mut bytes)?;
+        Ok(bytes)
     }
 }
 

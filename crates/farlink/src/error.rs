@@ -115,6 +115,14 @@ pub enum Error {
     /// A session without an executor cannot run anything.
     #[error("this session only links; it has no executor to run code in")]
     NoExecution,
+    /// Profilers cannot be told what was linked.
+    #[error("profilers cannot be told what was linked: {}: {error}", path.display())]
+    Profile {
+        /// The file that they would read.
+        path: PathBuf,
+        /// What the system says.
+        error: Arc<std::io::Error>,
+    },
     /// The reservation for an image cannot be placed.
     #[error("an image cannot be linked at {base:#x}: the base must be a multiple of the page size ({page} bytes)")]
     BadBase {

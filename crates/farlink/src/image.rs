@@ -39,6 +39,8 @@ impl SessionBuilder {
             undefined_zero,
             low_memory: false,
             trace: Trace::default(),
+            shows_debuggers: false,
+            perf: None,
         });
         Ok((session, image))
     }

@@ -5,6 +5,7 @@ use crate::callback::Callbacks;
 use crate::death::Deaths;
 use crate::death::Reporter;
 use crate::harden::Hardening;
+use crate::perf::PerfFile;
 use crate::process::Process;
 use crate::runtime::Runtime;
 use crate::trace::Trace;
@@ -53,6 +54,10 @@ pub(crate) struct SessionInner {
     /// Whether linked code may have 32-bit absolute addresses.
     pub(crate) low_memory: bool,
     pub(crate) trace: Trace,
+    /// Whether debuggers are shown what is linked.
+    pub(crate) shows_debuggers: bool,
+    /// Where profilers are told of what is linked.
+    pub(crate) perf: Option<PerfFile>,
 }
 
 impl SessionInner {

@@ -54,6 +54,8 @@ pub struct ObjectMemory {
     pub segments: Vec<(AllocGroup, ExecutorAddrRange)>,
     /// Memory that it has together with other objects, which has sections of each.
     pub with_others: Vec<(AllocGroup, ExecutorAddrRange)>,
+    /// What debuggers are shown of it: see [`SessionBuilder::debug`](crate::SessionBuilder::debug).
+    pub debug_info: Vec<(AllocGroup, ExecutorAddrRange)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -382,7 +384,8 @@ impl Library {
         let memory = |(name, linked): (String, &LinkedObject)| {
             let segments = linked.memory.iter().flat_map(FinalizedAlloc::segments).copied().collect();
             let with_others = linked.sets.iter().flat_map(|set| set.segments()).copied().collect();
-            ObjectMemory { name, segments, with_others }
+            let debug_info = linked.shown.iter().flat_map(|shown| shown.segments()).copied().collect();
+            ObjectMemory { name, segments, with_others, debug_info }
         };
         linked.map(memory).collect()
     }

@@ -7,11 +7,11 @@ use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_mem::{DirectoryActions, MemoryManager};
 use farlink_rpc::{CallError, Executor, Pending};
 use farlink_wire::functions::{
-    ALLOW_EXECUTABLE_STACKS, ARE_CODE, DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19, DEREGISTER_UNWIND_DIRECTORY,
-    DEREGISTER_UNWIND_INDEX, DYLIB_INSTANCE, DYLIB_LOOKUP, DYLIB_OPEN, DYLIB_OPEN_STATIC, DYLIB_RESOLVE, Expected,
-    PLACE_BELOW, READ_BUFFERS, REGISTER_EH_FRAME, REGISTER_EH_FRAME_19, REGISTER_UNWIND_DIRECTORY,
-    REGISTER_UNWIND_INDEX, RESOLVE, RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS, RUN_PROGRAM, SIMPLE_INSTANCE, TLS_CLOSE,
-    TLS_OPEN, TLS_RESOLVE, TRACE_TAKE, WRITE_BUFFERS,
+    ALLOW_DEBUGGERS, ALLOW_EXECUTABLE_STACKS, ARE_CODE, DEREGISTER_EH_FRAME, DEREGISTER_EH_FRAME_19, DEREGISTER_GDB,
+    DEREGISTER_UNWIND_DIRECTORY, DEREGISTER_UNWIND_INDEX, DYLIB_INSTANCE, DYLIB_LOOKUP, DYLIB_OPEN, DYLIB_OPEN_STATIC,
+    DYLIB_RESOLVE, Expected, MAP_FOR_PERF, PID_KEY, PLACE_BELOW, READ_BUFFERS, REGISTER_EH_FRAME, REGISTER_EH_FRAME_19,
+    REGISTER_GDB, REGISTER_UNWIND_DIRECTORY, REGISTER_UNWIND_INDEX, RESOLVE, RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS,
+    RUN_PROGRAM, SIMPLE_INSTANCE, TLS_CLOSE, TLS_OPEN, TLS_RESOLVE, TRACE_TAKE, WRITE_BUFFERS,
 };
 use farlink_wire::msg::{
     ActionPair, FiniArray, LookupName, MainCall, RunInitializers, SymbolDef, TlsName, TlsPlace, TlsTemplate, TraceSpan,
@@ -301,6 +301,40 @@ impl Runtime {
         let support = Arc::new(Support::new(memory, finalize)?);
         *self.support.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&support));
         Ok(Some(support))
+    }
+
+    /// Returns the id of the executor's process, as it says.
+    pub(crate) fn process_id(&self) -> Result<u32, Error> {
+        let value = self.executor.info().value(PID_KEY);
+        let process = value.and_then(|value| u32::try_from(from_bytes::<u64>(value).ok()?).ok());
+        let text = "it is not farlink's, and does not say which process it is".to_owned();
+        process.ok_or(Error::Refused { operation: "be told of to profilers", text })
+    }
+
+    /// Has the executor map a file, so that profilers see that there is one.
+    pub(crate) fn map_for_perf(&self, path: &str) -> Result<(), Error> {
+        let SpsError(result) = self.executor.bind(MAP_FOR_PERF)?.call(&(path.to_owned(),)).wait()?;
+        answer("map the file for profilers", result)
+    }
+
+    /// Has the executor show objects to debuggers from now on.
+    pub(crate) fn allow_debuggers(&self) -> Result<(), Error> {
+        let operation = "show objects to debuggers";
+        if !self.executor.offers(DEREGISTER_GDB) {
+            return Err(Error::Refused { operation, text: "it is not farlink's".to_owned() });
+        }
+        let SpsError(result) = self.executor.bind(ALLOW_DEBUGGERS)?.call(&()).wait()?;
+        answer(operation, result)
+    }
+
+    /// Returns the actions that show debuggers the file at `file`, and take it back.
+    pub(crate) fn debugger_actions(&self, file: ExecutorAddrRange) -> Result<ActionPair, Error> {
+        let register = self.executor.bind(REGISTER_GDB)?.addr();
+        let deregister = self.executor.bind(DEREGISTER_GDB)?.addr();
+        Ok(ActionPair {
+            finalize: Some(WrapperFunctionCall::new(register, &(file, true))),
+            dealloc: Some(WrapperFunctionCall::new(deregister, &(file,))),
+        })
     }
 
     /// Returns the actions that run what an object left for its end: the last runs first.

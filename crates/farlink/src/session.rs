@@ -5,14 +5,15 @@ use crate::death::{Deaths, Reporter};
 use crate::hang::DEFAULT_PROTOCOL_TIMEOUT;
 use crate::harden::refused;
 pub(crate) use crate::inner::{Connection, SessionInner};
+use crate::observe::Observed;
+use crate::perf::PerfFile;
+use crate::private_code;
 use crate::process::{Process, Program};
 use crate::runtime::Runtime;
 use crate::trace::Trace;
 use crate::{Error, Library};
 use farlink_addr::ExecutorAddr;
-use farlink_mem::{
-    InProcessMapper, MemoryManager, MemoryMapper, MemoryStats, RemoteMapper, ReservationLayout, SharedMemoryMapper,
-};
+use farlink_mem::{InProcessMapper, MemoryManager, MemoryMapper, MemoryStats};
 use farlink_rpc::{Executor, Options, Transport, connect};
 use farlink_wire::setup::ExecutorInfo;
 use std::ffi::OsString;
@@ -54,8 +55,7 @@ pub struct SessionBuilder {
     memory: Memory,
     pub(crate) reservation_bytes: u64,
     call_timeout: Option<Duration>,
-    keeps_graphs: bool,
-    traces: bool,
+    pub(crate) observed: Observed,
     pub(crate) protocol_timeout: Duration,
     pub(crate) ends_when_stuck: bool,
     pub(crate) is_hardened: bool,
@@ -74,8 +74,7 @@ impl Default for SessionBuilder {
             memory: Memory::default(),
             reservation_bytes: DEFAULT_RESERVATION_BYTES,
             call_timeout: None,
-            keeps_graphs: false,
-            traces: false,
+            observed: Observed::default(),
             protocol_timeout: DEFAULT_PROTOCOL_TIMEOUT,
             ends_when_stuck: false,
             is_hardened: false,
@@ -132,20 +131,6 @@ impl SessionBuilder {
     #[must_use]
     pub fn call_timeout(mut self, timeout: Duration) -> Self {
         self.call_timeout = Some(timeout);
-        self
-    }
-
-    /// Keeps the graphs of linked objects, with their addresses, for [`Library::linked_graphs`].
-    #[must_use]
-    pub fn keep_graphs(mut self, keeps_graphs: bool) -> Self {
-        self.keeps_graphs = keeps_graphs;
-        self
-    }
-
-    /// Records what both processes do, and when, for [`Session::take_trace`].
-    #[must_use]
-    pub fn trace(mut self, traces: bool) -> Self {
-        self.traces = traces;
         self
     }
 
@@ -210,33 +195,25 @@ impl SessionBuilder {
             return Err(refused("it is this process"));
         }
         let callbacks = Arc::<Callbacks>::default();
-        let (executor, trace) = self.traced(farlink_executor::local_with(callbacks.clone()))?;
-        let mapper = Arc::new(InProcessMapper::new());
+        let (executor, trace) = Trace::start(farlink_executor::local_with(callbacks.clone()), self.observed)?;
+        let private = self.observed.wants_private_code();
+        let mapper = if private { InProcessMapper::page_by_page() } else { InProcessMapper::new() };
+        let mapper = Arc::new(mapper);
         if self.low_memory {
             mapper.place_below(LOW_LIMIT);
         }
-        Ok(self.with_mapper(executor, mapper, Connection::InProcess, callbacks, trace))
+        self.with_mapper(executor, mapper, Connection::InProcess, callbacks, trace)
     }
 
     fn session(self, executor: Executor, connection: Connection, callbacks: Arc<Callbacks>) -> Result<Session, Error> {
-        let (executor, trace) = self.traced(executor)?;
+        let (executor, trace) = Trace::start(executor, self.observed)?;
         if self.low_memory {
             crate::runtime::place_below(&executor, LOW_LIMIT)?;
         }
         let limited = executor.limited(self.protocol_timeout);
-        let mapper: Arc<dyn MemoryMapper> = match self.memory {
-            Memory::Shared if self.hardening().is_wanted => Arc::new(SharedMemoryMapper::hardened(&limited)?),
-            _ if self.hardening().is_wanted => return Err(refused("its memory has to be shared, without a name")),
-            Memory::Shared => Arc::new(SharedMemoryMapper::new(&limited)?),
-            Memory::Posix => Arc::new(SharedMemoryMapper::posix(&limited)?),
-            Memory::Remote => Arc::new(RemoteMapper::new(&limited)?),
-        };
-        Ok(self.with_mapper(executor, mapper, connection, callbacks, trace))
-    }
-
-    /// Begins a record of what is done, if one is wanted.
-    fn traced(&self, executor: Executor) -> Result<(Executor, Trace), Error> {
-        if self.traces { Trace::start(executor) } else { Ok((executor, Trace::default())) }
+        let private = self.observed.wants_private_code();
+        let mapper = private_code::mapper(&limited, self.memory, private, self.hardening().is_wanted)?;
+        self.with_mapper(executor, mapper, connection, callbacks, trace)
     }
 
     fn with_mapper(
@@ -246,7 +223,7 @@ impl SessionBuilder {
         connection: Connection,
         callbacks: Arc<Callbacks>,
         trace: Trace,
-    ) -> Session {
+    ) -> Result<Session, Error> {
         let most = if self.low_memory { LOW_RESERVATION_BYTES } else { u64::MAX };
         let directories = crate::runtime::directory_actions(&executor);
         let hardening = self.hardening();
@@ -255,20 +232,27 @@ impl SessionBuilder {
         let passes_descriptors = matches!(connection, Connection::Process(_)) || self.memory == Memory::Shared;
         let wants_reports = passes_descriptors && !matches!(connection, Connection::InProcess);
         let reporter = if wants_reports { Reporter::new(&executor) } else { None };
-        Session::new(SessionInner {
+        let runtime = Runtime::new(executor, self.protocol_timeout);
+        if self.observed.shows_debuggers {
+            runtime.allow_debuggers()?;
+        }
+        let perf = self.observed.perf.map(|form| PerfFile::create(form, &runtime)).transpose()?;
+        Ok(Session::new(SessionInner {
             connection,
             memory,
-            runtime: Some(Runtime::new(executor, self.protocol_timeout)),
+            runtime: Some(runtime),
             callbacks,
             call_timeout: self.call_timeout,
             ends_when_stuck: self.ends_when_stuck,
             hardening,
             deaths: Deaths { reporter, ..Deaths::default() },
-            keeps_graphs: self.keeps_graphs,
+            keeps_graphs: self.observed.keeps_graphs,
             undefined_zero: false,
             low_memory: self.low_memory,
             trace,
-        })
+            shows_debuggers: self.observed.shows_debuggers,
+            perf,
+        }))
     }
 }
 
@@ -342,12 +326,6 @@ impl Session {
     #[must_use]
     pub fn memory_stats(&self) -> MemoryStats {
         self.inner.memory.stats()
-    }
-
-    /// Returns the executor's memory as this process has divided it. [`Library::object_memory`] says what is where.
-    #[must_use]
-    pub fn memory_layout(&self) -> Vec<ReservationLayout> {
-        self.inner.memory.layout()
     }
 
     /// Returns the id of the executor's process, if this session started it.

@@ -62,6 +62,8 @@ pub(crate) struct LinkedObject {
     /// Where its code is, and the bytes that tell what is there.
     pub(crate) code: Box<[CodePlace]>,
     pub(crate) bytes: Bytes,
+    /// What debuggers are shown of it.
+    pub(crate) shown: Option<Box<FinalizedAlloc>>,
     /// The graph with its addresses, where the session keeps it.
     pub(crate) graph: Option<Box<LinkGraph>>,
 }
@@ -69,7 +71,8 @@ pub(crate) struct LinkedObject {
 impl LinkedObject {
     /// Returns the memory that goes with the object.
     pub(crate) fn into_memory(self) -> Vec<FinalizedAlloc> {
-        self.sets.into_iter().filter_map(Arc::into_inner).chain(self.memory).collect()
+        let shown = self.shown.map(|shown| *shown);
+        self.sets.into_iter().filter_map(Arc::into_inner).chain(self.memory).chain(shown).collect()
     }
 }
 

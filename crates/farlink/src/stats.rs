@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::session::Session;
-use farlink_mem::{MapperUsage, MemoryStats};
+use farlink_mem::{MapperUsage, MemoryStats, ReservationLayout};
 use std::collections::BTreeMap;
 
 /// What a session holds and has done: see [`Session::stats`].
@@ -20,6 +20,13 @@ pub struct SessionStats {
 }
 
 impl Session {
+    /// Returns the executor's memory as this process has divided it.
+    /// [`Library::object_memory`](crate::Library::object_memory) says what is where.
+    #[must_use]
+    pub fn memory_layout(&self) -> Vec<ReservationLayout> {
+        self.inner().memory.layout()
+    }
+
     /// Returns what the session holds and has done so far. Asks the executor, which is one more round trip.
     ///
     /// # Errors

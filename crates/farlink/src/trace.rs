@@ -4,11 +4,13 @@
 //! to another's is estimated by one call.
 
 use crate::Error;
+use crate::observe::Observed;
 use crate::session::Session;
 use farlink_addr::ExecutorAddr;
 use farlink_rpc::{CallObserver, Executor};
 use farlink_wire::functions::TRACE_START;
 use rustix::time::{ClockId, clock_gettime};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A process of a session.
@@ -55,12 +57,30 @@ fn this_thread() -> u64 {
     u64::from(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs())
 }
 
+/// The phases of a link, in their order.
+const PHASES: [&str; 7] = ["parse", "prepare", "allocate", "resolve", "fix up", "finalize", "initialize"];
+
+/// How far a link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LinkProgress {
+    /// The phase, as [`PhaseTimes::phases`](crate::PhaseTimes::phases) calls it.
+    pub phase: &'static str,
+    /// Objects that have been through it, where it is done object by object.
+    pub objects: u64,
+}
+
 /// The record of a session, if it has one. Without one, nothing is measured.
 #[derive(Clone, Default)]
 pub(crate) struct Trace(Option<Arc<Record>>);
 
 pub(crate) struct Record {
+    /// Whether spans are wanted, and not only how far a link is.
+    is_traced: bool,
     spans: Mutex<Vec<TraceSpan>>,
+    /// Position of the phase, and objects that have been through it.
+    phase: AtomicUsize,
+    objects: AtomicU64,
     /// Nanoseconds to add to times of the executor's clock.
     correction: i64,
 }
@@ -71,7 +91,20 @@ impl Record {
         self.spans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Notes that a phase has begun, or that one more object has been through it.
+    fn note(&self, phase: usize, objects: u64) {
+        let is_new = self.phase.swap(phase, Ordering::Relaxed) != phase;
+        if is_new {
+            self.objects.store(objects, Ordering::Relaxed);
+        } else {
+            self.objects.fetch_add(objects, Ordering::Relaxed);
+        }
+    }
+
     fn add(&self, category: &'static str, name: &str, phase: Option<&'static str>, start: u64) {
+        if !self.is_traced {
+            return;
+        }
         let (process, thread, end) = (TraceProcess::Controller, this_thread(), trace_now());
         let name = name.to_owned();
         self.spans().push(TraceSpan { process, thread, category, name, phase, function: None, start, end });
@@ -89,10 +122,14 @@ impl CallObserver for Record {
 }
 
 impl Trace {
-    /// Begins a record, of the executor too if it can; gives the executor to use from now on.
-    pub(crate) fn start(executor: Executor) -> Result<(Executor, Self), Error> {
+    /// Begins a record if one is wanted, of the executor too if it can; gives the executor to use from now on.
+    pub(crate) fn start(executor: Executor, observed: Observed) -> Result<(Executor, Self), Error> {
+        let is_traced = observed.traces;
+        if !is_traced && !observed.tells_progress {
+            return Ok((executor, Self::default()));
+        }
         let mut correction = 0;
-        if executor.offers(TRACE_START) {
+        if is_traced && executor.offers(TRACE_START) {
             let start = executor.bind(TRACE_START)?;
             let before = trace_now();
             let theirs = start.call(&()).wait()?;
@@ -102,7 +139,11 @@ impl Trace {
                 correction = (before + (after - before) / 2).wrapping_sub(theirs) as i64;
             }
         }
-        let record = Arc::new(Record { spans: Mutex::default(), correction });
+        let (phase, objects) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let record = Arc::new(Record { is_traced, spans: Mutex::default(), phase, objects, correction });
+        if !is_traced {
+            return Ok((executor, Self(Some(record))));
+        }
         let observer: Arc<dyn CallObserver> = Arc::<Record>::clone(&record);
         Ok((executor.observed_by(observer), Self(Some(record))))
     }
@@ -115,6 +156,7 @@ impl Trace {
     /// Records what was done with an object since `start`.
     pub(crate) fn object(&self, phase: &'static str, object: &str, start: u64) {
         if let Some(record) = &self.0 {
+            record.note(PHASES.iter().position(|&known| known == phase).unwrap_or(0), 1);
             record.add("object", object, Some(phase), start);
         }
     }
@@ -122,6 +164,8 @@ impl Trace {
     /// Records a phase of a batch since `start`; gives the time.
     pub(crate) fn phase(&self, phase: &'static str, start: u64) -> u64 {
         if let Some(record) = &self.0 {
+            let next = PHASES.iter().position(|&known| known == phase).map_or(0, |phase| phase + 1);
+            record.note(next % PHASES.len(), 0);
             record.add("phase", phase, None, start);
         }
         self.now()
@@ -129,6 +173,16 @@ impl Trace {
 }
 
 impl Session {
+    /// Returns how far a link is that another thread has under way. None unless the session was built with
+    /// [`SessionBuilder::tell_progress`](crate::SessionBuilder::tell_progress) or
+    /// [`SessionBuilder::trace`](crate::SessionBuilder::trace).
+    #[must_use]
+    pub fn progress(&self) -> Option<LinkProgress> {
+        let record = self.inner().trace.0.as_ref()?;
+        let phase = PHASES[record.phase.load(Ordering::Relaxed)];
+        Some(LinkProgress { phase, objects: record.objects.load(Ordering::Relaxed) })
+    }
+
     /// Takes what has been recorded of both processes, in the order of its beginning. Empty unless the session was built with
     /// [`SessionBuilder::trace`](crate::SessionBuilder::trace).
     ///
@@ -137,7 +191,7 @@ impl Session {
     /// Fails if the executor cannot be reached; what this process has recorded stays.
     pub fn take_trace(&self) -> Result<Vec<TraceSpan>, Error> {
         let inner = self.inner();
-        let Some(record) = &inner.trace.0 else { return Ok(Vec::new()) };
+        let Some(record) = inner.trace.0.as_ref().filter(|record| record.is_traced) else { return Ok(Vec::new()) };
         let runtime = inner.runtime()?;
         let theirs = runtime.take_trace().map_err(|error| inner.explain(error))?;
         let mut spans = std::mem::take(&mut *record.spans());

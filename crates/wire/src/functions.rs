@@ -208,6 +208,12 @@ functions! {
     TRACE_TAKE = "farlink.trace.take": ((u64,)) -> Vec<TraceSpan>;
 }
 
+// Profiling.
+functions! {
+    /// (path): maps the beginning of a file, executable, so that profilers see that this process has it.
+    MAP_FOR_PERF = "farlink.perf.map": ((String,)) -> SpsError;
+}
+
 // Thread-local storage.
 functions! {
     /// Makes a module of a template; gives its handle and its place.
@@ -242,6 +248,10 @@ functions! {
     DEREGISTER_EH_FRAME_19 = "llvm_orc_deregisterEHFrameSectionWrapper": ((ExecutorAddrRange,)) -> SpsError;
     /// *22.* (debug object, notify): shows an object to a debugger.
     REGISTER_GDB = "llvm_orc_registerJITLoaderGDBAllocAction": ((ExecutorAddrRange, bool)) -> SpsError;
+    /// (debug object): undoes [`REGISTER_GDB`].
+    DEREGISTER_GDB = "farlink.gdb.deregister": ((ExecutorAddrRange,)) -> SpsError;
+    /// Lets processes of the same user debug this one where the system lets only its ancestors. No action.
+    ALLOW_DEBUGGERS = "farlink.gdb.allow": (()) -> SpsError;
     /// *19.* (debug object, notify): shows an object to a debugger.
     REGISTER_GDB_19 = "llvm_orc_registerJITLoaderGDBWrapper": ((ExecutorAddrRange, bool)) -> SpsError;
 }

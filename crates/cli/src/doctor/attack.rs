@@ -65,7 +65,7 @@ pub(super) fn attack(target: Target, program: &Program, is_json: bool) -> Result
         let path = folder.path().join("attack.c");
         std::fs::write(&path, SOURCE).map_err(|error| Error::Write { path: path.clone(), error })?;
         // The folder for the object takes the place of this one in what a signal removes.
-        compile(&path, Language::C, &signals)?
+        compile(&path, Language::C, false, &signals)?
     };
     let names = names();
     let mut rows = Vec::with_capacity(names.len());

@@ -5,12 +5,12 @@ use clap::ValueEnum;
 use farlink::executor::probe as executor_probe;
 use farlink::mem::probe as memory_probe;
 use farlink::{Memory, Session};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::OsStr;
-use std::io::{self, Read, Seek};
+use std::io::{self, PipeReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 const MEMORY: &str = "memory";
@@ -218,18 +218,9 @@ pub(super) fn answer(probe: Probe, program: &Program) -> ExitCode {
     status
 }
 
-/// Tries all of them, each in a process of its own.
+/// Tries all of them one after another, since some measure, each in a process of its own.
 pub(super) fn try_all(this: &Path, executor: Option<&Path>) -> Vec<Finding> {
-    let (executors, others): (Vec<Probe>, Vec<Probe>) =
-        Probe::value_variants().iter().partition(|probe| probe.about().group == EXECUTOR);
-    let mut findings: Vec<Finding> = thread::scope(|scope| {
-        let tasks: Vec<_> =
-            others.into_iter().map(|probe| begin(scope, move || try_one(probe, this, executor))).collect();
-        tasks.into_iter().filter_map(|result| result()).collect()
-    });
-    // One by one: they measure.
-    findings.extend(executors.into_iter().map(|probe| try_one(probe, this, executor)));
-    findings
+    Probe::value_variants().iter().map(|&probe| try_one(probe, this, executor)).collect()
 }
 
 fn try_one(probe: Probe, this: &Path, executor: Option<&Path>) -> Finding {
@@ -255,43 +246,42 @@ fn try_one(probe: Probe, this: &Path, executor: Option<&Path>) -> Finding {
 /// otherwise.
 pub(super) fn outcome(command: &mut Command) -> Result<(String, i32), String> {
     let name = Path::new(command.get_program()).file_name().unwrap_or(OsStr::new("it")).to_string_lossy().into_owned();
-    let cannot = |error: io::Error| format!("{name} cannot be run: {error}");
-    // A file, and not pipes, which would want to be read meanwhile.
-    let mut printed = tempfile::tempfile().map_err(cannot)?;
-    let file = || printed.try_clone().map(Stdio::from).map_err(cannot);
-    let command = command.stdin(Stdio::null()).stdout(file()?).stderr(file()?);
-    let mut child = command.spawn().map_err(cannot)?;
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
-            Ok(None) | Err(_) => {
-                // It may have ended meanwhile.
-                let _ = child.kill().and_then(|()| child.wait());
-                return Err(format!("{name} did not end within {} s", PATIENCE.as_secs()));
-            }
+    let mut run = || {
+        let (mut read, write) = std::io::pipe()?;
+        let command = command.stdin(Stdio::null()).stdout(write.try_clone()?).stderr(write);
+        let mut child = command.spawn()?;
+        // The command has ends of the pipe until it goes, which is how its end is seen.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let text = read_in_time(&mut read);
+        if text.is_none() {
+            child.kill()?;
         }
+        Ok((text, child.wait()?))
     };
-    let mut bytes = Vec::new();
-    // What can be read is what there is.
-    let _ = printed.rewind().and_then(|()| printed.read_to_end(&mut bytes));
+    let (text, status) = run().map_err(|error: io::Error| format!("{name} cannot be run: {error}"))?;
+    let text = text.ok_or_else(|| format!("{name} did not end within {} s", PATIENCE.as_secs()))?;
     match (status.code(), status.signal()) {
-        (Some(code), _) => Ok((String::from_utf8_lossy(&bytes).trim_end().to_owned(), code)),
+        (Some(code), _) => Ok((String::from_utf8_lossy(&text).trim_end().to_owned(), code)),
         (None, signal) => Err(format!("{name} was killed by {}", farlink::signal_name(signal.unwrap_or_default()))),
     }
 }
 
-/// Begins a task in a thread, or does it at once if there can be no thread. Gives what it has to be asked for its result.
-pub(super) fn begin<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    task: impl Fn() -> T + Copy + Send + 'scope,
-) -> Box<dyn FnOnce() -> Option<T> + 'scope> {
-    match thread::Builder::new().spawn_scoped(scope, task) {
-        Ok(thread) => Box::new(move || thread.join().ok()),
-        Err(_) => {
-            let result = task();
-            Box::new(move || Some(result))
+/// Reads to the end, if that comes in time. An error is the end.
+fn read_in_time(pipe: &mut PipeReader) -> Option<Vec<u8>> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let left = deadline.checked_duration_since(Instant::now())?;
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        match poll(&mut [PollFd::new(&*pipe, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return None,
+            Ok(_) => match pipe.read(&mut buffer) {
+                Ok(0) | Err(_) => return Some(bytes),
+                Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+            },
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return Some(bytes),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Compilers, debuggers and profilers: each does what it is there for.
 
-use super::probes::{begin, outcome};
+use super::probes::outcome;
 use super::{Finding, Status};
 use crate::compile::{Language, compiler_command};
 use std::path::Path;
@@ -23,12 +23,18 @@ const PROGRAMS: [(Language, &str, &str, &str); 5] = [
     (Language::Rust, "Rust", "answer.rs", "fn main() {\n    std::process::exit(42)\n}\n"),
 ];
 
-/// Tries all of them, beside each other.
+/// Tries all of them, beside each other where there can be threads.
 pub(super) fn try_all(this: &Path, executor: Option<&Path>) -> Vec<Finding> {
+    type Try<'a> = Box<dyn Fn() -> Finding + Sync + 'a>;
+    let compilers = PROGRAMS.map(|program| Box::new(move || compiler(program, this, executor)) as Try<'_>);
+    let tries: Vec<Try<'_>> = compilers.into_iter().chain([Box::new(gdb) as Try<'_>, Box::new(perf)]).collect();
     thread::scope(|scope| {
-        let compilers = PROGRAMS.map(|program| begin(scope, move || compiler(program, this, executor)));
-        let others = [begin(scope, gdb), begin(scope, perf)];
-        compilers.into_iter().chain(others).filter_map(|result| result()).collect()
+        let start = |one| thread::Builder::new().spawn_scoped(scope, one);
+        let threads: Vec<_> = tries.iter().map(|one| (one, start(one))).collect();
+        let finish = |(one, thread): (&Try<'_>, std::io::Result<thread::ScopedJoinHandle<'_, Finding>>)| {
+            thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(one)
+        };
+        threads.into_iter().map(finish).collect()
     })
 }
 
@@ -99,7 +105,8 @@ fn gdb() -> Finding {
 }
 
 /// What there is for debuggers.
-const GDB_WORKS: &str = "an executor is a process like others: attach to it";
+const GDB_WORKS: &str =
+    "shows it linked code with -g, in executors that it attaches to (--wait-for-debugger) or has started";
 
 /// Has the profiler look at a program.
 fn perf() -> Finding {
@@ -128,4 +135,4 @@ fn perf() -> Finding {
 }
 
 /// What there is for profilers.
-const PERF_WORKS: &str = "an executor is a process like others: profile it";
+const PERF_WORKS: &str = "tells it the names of linked functions with --perf";

@@ -166,13 +166,14 @@ fn named_parts(memory: &[ObjectMemory], graphs: &[LinkGraph]) -> (Vec<Object>, V
     sections.sort_unstable();
     let mut objects = Vec::with_capacity(memory.len());
     let mut named = Vec::new();
-    for (index, ObjectMemory { name, segments, with_others, .. }) in memory.iter().enumerate() {
+    for (index, ObjectMemory { name, segments, with_others, debug_info, .. }) in memory.iter().enumerate() {
         let mut object = Object { name: name.clone(), ..Object::default() };
         for &(group, segment) in segments {
             *object.bytes(group.prot) += segment.len();
             named.extend(parts(segment, &sections, index));
         }
         objects.push(object);
+        named.extend(debug_info.iter().map(|&(_, range)| Named { range, what: What::Other("debug information") }));
         named.extend(with_others.iter().map(|&(_, range)| Named { range, what: What::Other(SEVERAL) }));
     }
     named.sort_by_key(|named| named.range);
