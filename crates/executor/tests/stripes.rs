@@ -129,7 +129,7 @@ fn many_small_objects() {
     assert_eq!((stats.live_allocations, stats.reservations), (COUNT, 1));
     assert!(stats.live_bytes <= COUNT * (8 + 8 + 6 + 64), "{} bytes each", stats.live_bytes / COUNT);
     for (index, alloc) in finalized.iter().enumerate().step_by(997) {
-        let [(_, constant), (_, data), (_, code)] = alloc.segments() else { panic!("three segments") };
+        let [(_, constant), (_, data), (_, code)] = &alloc.segments()[..] else { panic!("three segments") };
         assert_eq!(subject.read(*constant), (index as u64).to_le_bytes());
         assert_eq!(subject.read(*data), b"data\0\0\0\0");
         assert_eq!(subject.call(code.start()), index as i32);

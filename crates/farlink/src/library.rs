@@ -382,9 +382,9 @@ impl Library {
             _ => None,
         });
         let memory = |(name, linked): (String, &LinkedObject)| {
-            let segments = linked.memory.iter().flat_map(FinalizedAlloc::segments).copied().collect();
-            let with_others = linked.sets.iter().flat_map(|set| set.segments()).copied().collect();
-            let debug_info = linked.shown.iter().flat_map(|shown| shown.segments()).copied().collect();
+            let segments = linked.memory.iter().flat_map(FinalizedAlloc::segments).collect();
+            let with_others = linked.sets.iter().flat_map(|set| set.segments()).collect();
+            let debug_info = linked.shown.iter().flat_map(|shown| shown.segments()).collect();
             ObjectMemory { name, segments, with_others, debug_info }
         };
         linked.map(memory).collect()

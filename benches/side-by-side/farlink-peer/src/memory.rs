@@ -120,7 +120,7 @@ impl Subject {
         for round in 0..count {
             let (alloc, [allocate, fill, finalize]) = self.place(&[MemProt::RX, MemProt::RW], content)?;
             if round % 128 == 0 {
-                for &(_, range) in alloc.segments() {
+                for (_, range) in alloc.segments() {
                     self.check_content(range, content)?;
                 }
             }
@@ -210,7 +210,7 @@ pub(crate) fn bulk(args: &Args, report: &Report) -> Result<()> {
 }
 
 fn check_one(subject: &Subject, alloc: &FinalizedAlloc, content: &[u8]) -> Result<()> {
-    let &(_, range) = alloc.segments().first().ok_or("an allocation without segments")?;
+    let (_, range) = alloc.segments().first().copied().ok_or("an allocation without segments")?;
     subject.check_content(range, content)
 }
 

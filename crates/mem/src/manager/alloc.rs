@@ -3,7 +3,8 @@
 use super::Inner;
 use super::space::Place;
 use crate::{FinalizeSegment, WorkingMemory};
-use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange};
+use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// What a segment needs.
@@ -66,10 +67,43 @@ pub struct InFlightAlloc {
 #[must_use = "finalized memory lives until it is deallocated"]
 pub struct FinalizedAlloc {
     pub(super) reservation: ExecutorAddr,
-    pub(super) segments: Box<[(AllocGroup, ExecutorAddrRange)]>,
+    kept: Kept,
     pub(super) is_striped: bool,
     /// Whether its code is in the directory of its reservation.
     pub(super) is_published: bool,
+}
+
+/// The segments of an allocation, and where they are.
+pub(super) type Segments = SmallVec<[(AllocGroup, ExecutorAddrRange); NEAR]>;
+
+/// How many segments an allocation has as a rule: one for each of three protections.
+const NEAR: usize = 3;
+
+/// Segments as they are kept: there may be a million of them.
+enum Kept {
+    /// Up to three, as offsets in their reservation and lengths. Those that are not there have the length 0.
+    Near {
+        groups: [AllocGroup; NEAR],
+        places: [(u32, u32); NEAR],
+    },
+    Far(Box<[(AllocGroup, ExecutorAddrRange)]>),
+}
+
+impl Kept {
+    fn new(reservation: ExecutorAddr, segments: &[(AllocGroup, ExecutorAddrRange)]) -> Self {
+        let mut groups = [AllocGroup::standard(MemProt::empty()); NEAR];
+        let mut places = [(0, 0); NEAR];
+        if segments.len() > NEAR {
+            return Self::Far(segments.into());
+        }
+        for (index, (group, range)) in segments.iter().enumerate() {
+            let offset = range.start().offset_from(reservation).and_then(|offset| u32::try_from(offset).ok());
+            let length = u32::try_from(range.len()).ok().filter(|&length| length > 0);
+            let Some(place) = offset.zip(length) else { return Self::Far(segments.into()) };
+            (groups[index], places[index]) = (*group, place);
+        }
+        Self::Near { groups, places }
+    }
 }
 
 impl InFlightAlloc {
@@ -95,17 +129,39 @@ impl Drop for InFlightAlloc {
 }
 
 impl FinalizedAlloc {
+    pub(super) fn new(
+        reservation: ExecutorAddr,
+        is_striped: bool,
+        segments: &[(AllocGroup, ExecutorAddrRange)],
+    ) -> Self {
+        Self { reservation, kept: Kept::new(reservation, segments), is_striped, is_published: false }
+    }
+
     /// Returns the allocation's lowest address, which names it to the executor.
     #[must_use]
     pub fn key(&self) -> ExecutorAddr {
-        let starts = self.segments.iter().map(|(_, range)| range.start());
+        let starts = self.parts().into_iter().map(|(_, range)| range.start());
         starts.min().expect("an allocation has segments")
     }
 
     /// Returns the segments' groups and addresses.
     #[must_use]
-    pub fn segments(&self) -> &[(AllocGroup, ExecutorAddrRange)] {
-        &self.segments
+    pub fn segments(&self) -> Vec<(AllocGroup, ExecutorAddrRange)> {
+        self.parts().into_vec()
+    }
+
+    /// As [`Self::segments`].
+    pub(super) fn parts(&self) -> Segments {
+        match &self.kept {
+            Kept::Far(segments) => Segments::from_slice(segments),
+            Kept::Near { groups, places } => {
+                let segment = |(&group, &(offset, length)): (&AllocGroup, &(u32, u32))| {
+                    let start = self.reservation.checked_add(offset.into())?;
+                    Some((group, ExecutorAddrRange::from_len(start, length.into()).filter(|range| !range.is_empty())?))
+                };
+                groups.iter().zip(places).filter_map(segment).collect()
+            }
+        }
     }
 }
 

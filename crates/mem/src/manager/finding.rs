@@ -55,8 +55,8 @@ impl MemoryManager {
 impl FinalizedAlloc {
     /// Returns where its code is.
     fn code(&self) -> Option<ExecutorAddrRange> {
-        let code = self.segments.iter().find(|(group, _)| group.prot.contains(MemProt::EXEC));
-        code.map(|&(_, range)| range)
+        let code = self.parts().into_iter().find(|(group, _)| group.prot.contains(MemProt::EXEC));
+        code.map(|(_, range)| range)
     }
 }
 

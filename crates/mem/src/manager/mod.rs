@@ -17,7 +17,7 @@ pub use finding::DirectoryActions;
 pub use layout::{AreaLayout, ReservationLayout};
 
 use crate::{Error, FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, StripeBytes, WorkingMemory};
-use alloc::Taken;
+use alloc::{Segments, Taken};
 use farlink_addr::{Align, AllocGroup, ExecutorAddrRange, MemProt, PageSize};
 use farlink_rpc::{CallError, Pending};
 use farlink_wire::msg::ActionPair;
@@ -33,7 +33,7 @@ pub struct MemoryStats {
     pub reservations: u64,
     /// Bytes of address space reserved.
     pub reserved_bytes: u64,
-    /// Bytes allocated: in whole pages, or in stripes in multiples of 16.
+    /// Bytes allocated: in whole pages, or in stripes in multiples of 8, and 16 for code.
     pub live_bytes: u64,
     /// Bytes that were asked for in those allocations; the rest is lost to alignment.
     pub requested_bytes: u64,
@@ -129,12 +129,8 @@ impl MemoryManager {
                 continue;
             };
             let segments = std::mem::take(&mut alloc.segments);
-            finalized.push(FinalizedAlloc {
-                reservation,
-                segments: segments.iter().map(|segment| (segment.group, segment.range)).collect(),
-                is_striped,
-                is_published: false,
-            });
+            let ranges: Segments = segments.iter().map(|segment| (segment.group, segment.range)).collect();
+            finalized.push(FinalizedAlloc::new(reservation, is_striped, &ranges));
             let segments = segments.into_iter().map(FinalizeSegment::from).collect();
             requests.push(FinalizeRequest { reservation, segments, actions });
         }
@@ -280,9 +276,10 @@ impl Inner {
 
     /// Makes what was allocated ready for others, and gives it back.
     fn free(&self, allocations: Vec<FinalizedAlloc>) {
-        for FinalizedAlloc { reservation, segments, is_striped, .. } in allocations {
+        for alloc in allocations {
+            let segments = alloc.parts();
             self.mapper.recycle(&segments);
-            self.give(&Place::of(reservation, is_striped, &segments, self.page_size));
+            self.give(&Place::of(alloc.reservation, alloc.is_striped, &segments, self.page_size));
         }
     }
 

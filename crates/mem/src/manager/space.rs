@@ -77,7 +77,7 @@ impl Reservation {
         let mut ranges = Ranges::new();
         for (layout, _) in &request.segments {
             let area = self.areas.iter_mut().find(|area| area.prot == Some(layout.group.prot));
-            let (bytes, align) = (packed_bytes(layout), layout.align.max(GRANULE));
+            let (bytes, align) = (packed_bytes(layout), layout.align.max(granule(layout.group.prot)));
             let is_usable = |range| !is_code(layout) || !has_bad_address(range);
             match area.and_then(|area| take_usable(&mut area.free, bytes, align, is_usable)) {
                 Some(range) => ranges.push(range),
@@ -111,7 +111,7 @@ impl Reservation {
         let stripe = |prot| self.areas.iter().position(|area| area.prot == Some(prot));
         let (code, indexes) = (self.areas[stripe(MemProt::RX)?].range, stripe(MemProt::READ)?);
         let area = &mut self.areas[indexes];
-        let table = area.free.take(table_bytes(code.len()), GRANULE)?;
+        let table = area.free.take(table_bytes(code.len()), granule(MemProt::READ))?;
         self.table_bytes += table.len();
         Some(DirectoryPlace { code, indexes: area.range, table })
     }
@@ -196,19 +196,23 @@ fn has_bad_address(range: ExecutorAddrRange) -> bool {
     range.start().align_up(BAD).is_some_and(|bad| range.contains(bad))
 }
 
-/// Ranges in stripes are multiples of this, in bytes: what alignment compilers give functions.
-const GRANULE: Align = match Align::new(16) {
-    Some(align) => align,
-    None => unreachable!(),
-};
+/// Ranges in stripes are multiples of this, in bytes: of the size of a pointer, but for code, which compilers align so that
+/// processors fetch it well.
+const fn granule(prot: MemProt) -> Align {
+    let bytes = if prot.contains(MemProt::EXEC) { 16 } else { 8 };
+    match Align::new(bytes) {
+        Some(align) => align,
+        None => unreachable!(),
+    }
+}
 
 /// Bytes that a segment takes in a stripe. The sum was checked when the request was made.
 fn packed_bytes(layout: &SegmentLayout) -> u64 {
-    packed(layout.content_bytes + layout.zero_fill_bytes)
+    packed(layout.group.prot, layout.content_bytes + layout.zero_fill_bytes)
 }
 
-fn packed(bytes: u64) -> u64 {
-    GRANULE.align_up(bytes.max(1)).unwrap_or(u64::MAX)
+fn packed(prot: MemProt, bytes: u64) -> u64 {
+    granule(prot).align_up(bytes.max(1)).unwrap_or(u64::MAX)
 }
 
 /// Ranges that were taken: as a rule one for each of three protections.
@@ -234,7 +238,10 @@ impl Place {
         let range = |start, end: u64| ExecutorAddrRange::from_len(start, end);
         let requested_bytes = segments.iter().map(|(_, segment)| segment.len()).sum();
         let ranges: Ranges = if is_striped {
-            segments.iter().filter_map(|(_, segment)| range(segment.start(), packed(segment.len()))).collect()
+            segments
+                .iter()
+                .filter_map(|(group, segment)| range(segment.start(), packed(group.prot, segment.len())))
+                .collect()
         } else {
             // The first begins where the range does, and the last has its last page.
             let ends = segments.first().zip(segments.last());

@@ -1,14 +1,14 @@
 //! Which allocations are live in a reservation, by where they begin.
 //!
-//! Nearly all begin at multiples of 16 bytes, as the manager places them, so a bit for each of those says it, in pieces that
+//! Nearly all begin at multiples of 8 bytes, as the manager places them, so a bit for each of those says it, in pieces that
 //! are made when they are needed.
 
 use rustc_hash::FxHashSet;
 
 /// Bytes that a bit stands for.
-const GRANULE: u64 = 16;
+const GRANULE: u64 = 8;
 
-/// Words of a piece: 4 KiB of bits, for 512 KiB of the reservation.
+/// Words of a piece: 4 KiB of bits, for 256 KiB of the reservation.
 const PIECE_WORDS: usize = 512;
 
 /// Places of allocations, as offsets in their reservation.
