@@ -1,6 +1,6 @@
 //! Serving one controller, from the first message to the end of the process.
 
-use crate::registry::{Registered, Session};
+use crate::registry::Registered;
 use crate::{fork, main_thread, services, trace};
 use farlink_addr::ExecutorAddr;
 use farlink_mem::wrapper::call_wrapper;
@@ -11,6 +11,7 @@ use farlink_wire::functions::{
 };
 use farlink_wire::setup::ExecutorInfo;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -71,40 +72,44 @@ pub fn run(transport: Transport, options: Options) -> std::io::Result<i32> {
     let jobs = main_thread::prepare();
     let endpoint = accept(transport, &info, Arc::new(Calls), options).inspect_err(|_| main_thread::stop())?;
     registered.session.set_endpoint(&endpoint);
-    let session = Arc::clone(&registered.session);
-    let watcher = thread::Builder::new().name("farlink-watch".to_owned());
-    let watcher = watcher.spawn(move || watch(&endpoint, &session)).inspect_err(|_| main_thread::stop())?;
-    main_thread::serve(&jobs);
-    // The watcher panics only if the services do.
-    Ok(watcher.join().unwrap_or(1))
-}
-
-/// Waits for the end of the connection, then ends the session, or the process if it is busy.
-fn watch(endpoint: &Endpoint, session: &Session) -> i32 {
-    let reason = endpoint.wait_disconnected();
-    let mut status = exit_status(&reason);
-    if !endpoint.wait_quiet(GRACE) {
-        services::end_process(status);
-    }
-    end_within(END_PATIENCE, status);
-    if let Err(text) = session.shut_down() {
-        eprintln!("farlink-executor: while ending: {text}");
-        status = status.max(1);
-    }
-    main_thread::stop();
-    status
-}
-
-/// Ends the process after `patience`, should it still be there: an executor never outlives its controller for long.
-fn end_within(patience: Duration, status: i32) {
-    let limit = thread::Builder::new().name("farlink-end".to_owned()).spawn(move || {
-        thread::sleep(patience);
-        eprintln!("farlink-executor: what linked code left for its end takes more than {patience:?}");
-        services::end_process(status)
+    let (ended, status) = (endpoint.clone(), Arc::new(AtomicI32::new(1)));
+    let (found, stop) = (Arc::clone(&status), StopOnDrop);
+    endpoint.when_disconnected(move |reason| {
+        // The main thread stops also if this does not get to run.
+        let _stop = stop;
+        limit_the_end(&reason, &ended, &found);
     });
-    if limit.is_err() {
-        services::end_process(status);
+    drop(endpoint);
+    main_thread::serve(&jobs);
+    let status = status.load(Ordering::Acquire);
+    if let Err(text) = registered.session.shut_down() {
+        eprintln!("farlink-executor: while ending: {text}");
+        return Ok(status.max(1));
     }
+    Ok(status)
+}
+
+/// Ends the main thread's service.
+struct StopOnDrop;
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        main_thread::stop();
+    }
+}
+
+/// Sends the main thread to its end, after the connection has ended, and ends the process if that takes too long: an
+/// executor never outlives its controller for long.
+fn limit_the_end(reason: &Disconnected, endpoint: &Endpoint, status: &AtomicI32) {
+    let found = exit_status(reason);
+    if !endpoint.wait_quiet(GRACE) {
+        services::end_process(found);
+    }
+    status.store(found, Ordering::Release);
+    main_thread::stop();
+    thread::sleep(END_PATIENCE);
+    eprintln!("farlink-executor: what linked code left for its end takes more than {END_PATIENCE:?}");
+    services::end_process(found)
 }
 
 /// Returns the exit status for the end of a connection, and says what was wrong if something was.

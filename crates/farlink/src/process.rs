@@ -298,7 +298,19 @@ impl Process {
         options: Options,
     ) -> Result<(Self, ExecutorInfo), Error> {
         let pid = child.0;
-        let connected = transport.map_err(|error| Error::Connect(Arc::new(error))).and_then(|transport| {
+        let watch = Arc::new(Watch { status: Mutex::new(None), ended: Condvar::new() });
+        // The child is handed over when the thread is there and there is something to close: the thread starts while the
+        // child does, and a child that it cannot watch is not lost.
+        let (hand_over, handed_over) = sync_channel::<(Child, Endpoint)>(1);
+        let watcher = Arc::clone(&watch);
+        let started = thread::Builder::new().name("farlink-watch".to_owned()).spawn(move || {
+            if let Ok((child, watched)) = handed_over.recv() {
+                let how = watcher.run(&child);
+                watched.close(Disconnected::ProcessEnded(format!("the executor {how}")));
+            }
+        });
+        let connect_error = |error| Error::Connect(Arc::new(error));
+        let connected = started.and(transport).map_err(connect_error).and_then(|transport| {
             let setup_error = |error| Error::Setup { executor: name.to_owned(), error, how: None };
             connect(transport, handler, options).map_err(setup_error)
         });
@@ -306,21 +318,8 @@ impl Process {
             Ok(connected) => connected,
             Err(error) => return Err(end_failed(&child, error)),
         };
-        let watch = Arc::new(Watch { status: Mutex::new(None), ended: Condvar::new() });
-        let (watcher, watched) = (Arc::clone(&watch), endpoint.clone());
-        // The child is handed over when the thread is there: one that cannot be started would lose it.
-        let (hand_over, handed_over) = sync_channel(1);
-        let started = thread::Builder::new().name("farlink-watch".to_owned()).spawn(move || {
-            if let Ok(child) = handed_over.recv() {
-                let how = watcher.run(&child);
-                watched.close(Disconnected::ProcessEnded(format!("the executor {how}")));
-            }
-        });
-        if let Err(error) = started {
-            return Err(end_failed(&Child(pid), Error::Connect(Arc::new(error))));
-        }
         // There is room for one, and the thread waits for it.
-        let _ = hand_over.send(child);
+        let _ = hand_over.send((child, endpoint.clone()));
         Ok((Self { pid, endpoint, watch }, info))
     }
 

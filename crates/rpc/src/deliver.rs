@@ -77,14 +77,18 @@ impl Session {
         refuser.spawn(move || session.refuse()).map(drop)
     }
 
-    /// Begins to use the ring whose memory the controller has sent, and to serve the calls in it. There is none if the
-    /// descriptor did not get through what carries the connection.
+    /// Begins to use the ring whose memory the controller has sent. There is none if the descriptor did not get through what
+    /// carries the connection.
     pub(crate) fn open_ring(&self, descriptor: Option<OwnedFd>) -> Result<(), Disconnected> {
         let protocol = |text: &str| Disconnected::Protocol(format!("a Descriptor message for the shared ring {text}"));
         let Some(descriptor) = descriptor else { return Ok(()) };
         let ring = Ring::open(&descriptor).map_err(|error| protocol(&format!("that cannot be used: {error}")))?;
-        self.set_ring(ring).map_err(|_| protocol("while there is one"))?;
-        self.spawn_server(|session, run| session.serve_ring(run)).map_err(|error| Disconnected::Io(Arc::new(error)))
+        self.set_ring(ring).map_err(|_| protocol("while there is one"))
+    }
+
+    /// Starts the thread that serves the calls of the ring, as soon as there is one.
+    pub(crate) fn spawn_ring_server(&self) -> io::Result<()> {
+        self.spawn_server(|session, run| session.serve_ring(run))
     }
 }
 

@@ -7,6 +7,7 @@
 //! The threads share a `Session`, not the endpoint: dropping the last clone of an [`Endpoint`] closes it.
 
 use crate::frames::{FrameEnd, FrameReader};
+use crate::ring::Ring;
 use crate::session::Session;
 use crate::transport::{Link, LinkError, Transport};
 use crate::{CallError, Caller, Disconnected, Pending, SetupError};
@@ -18,6 +19,7 @@ use farlink_wire::sps::{SpsError, from_bytes, to_bytes};
 use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 use std::{fmt, io, thread};
 
@@ -80,6 +82,9 @@ pub fn connect(
     options: Options,
 ) -> Result<(Endpoint, ExecutorInfo), SetupError> {
     let failed = |error: io::Error| SetupError::Disconnected(Disconnected::Io(Arc::new(error)));
+    // What can be done before the executor has introduced itself is done while it starts.
+    let reader = ReaderThread::start().map_err(failed)?;
+    let ring = (options.shared_ring && transport.passes_descriptors()).then(|| Ring::create().ok()).flatten();
     let link = Arc::new(Link::new(transport).map_err(failed)?);
     let mut frames = FrameReader::new(Arc::clone(&link), Instant::now().checked_add(options.setup_timeout));
     let info = match frames.next() {
@@ -90,9 +95,13 @@ pub fn connect(
     };
     frames.set_deadline(None);
     let out_of_band_results = options.out_of_band_results || info.value(VERSION_KEY).is_some();
-    let options = Options { out_of_band_results, ..options };
-    let endpoint = start(link, frames, Role::Controller, &info, handler, &options).map_err(failed)?;
-    Ok((endpoint, info))
+    let session = Session::new(&link, handler, &Options { out_of_band_results, ..options });
+    let offers_ring = offers_ring(&info);
+    if let Some(ring) = ring.filter(|_| offers_ring) {
+        session.offer_ring(ring);
+    }
+    reader.run(Reader { frames, role: Role::Controller, session: Arc::clone(&session), offers_ring }, link);
+    Ok((Endpoint(Arc::new(Owner(session))), info))
 }
 
 /// Opens a session with the controller at the other end by introducing this process with `info`. The executor's
@@ -120,8 +129,19 @@ pub fn accept(
         LinkError::Gone | LinkError::Closed => io::ErrorKind::BrokenPipe.into(),
         LinkError::Io(error) => io::Error::from(error),
     })?;
-    let frames = FrameReader::new(Arc::clone(&link), None);
-    start(link, frames, Role::Executor, info, handler, &options)
+    let (reader, frames) = (ReaderThread::start()?, FrameReader::new(Arc::clone(&link), None));
+    let (session, offers_ring) = (Session::new(&link, handler, &options), offers_ring(info));
+    if offers_ring {
+        // Before there is a ring, so that its calls need not wait for the thread.
+        session.spawn_ring_server()?;
+    }
+    reader.run(Reader { frames, role: Role::Executor, session: Arc::clone(&session), offers_ring }, link);
+    Ok(Endpoint(Arc::new(Owner(session))))
+}
+
+/// Returns whether the executor that introduced itself with `info` understands the shared ring.
+fn offers_ring(info: &ExecutorInfo) -> bool {
+    info.value(RING_KEY).is_some_and(|version| from_bytes(version) == Ok(RING_VERSION))
 }
 
 /// Checks the first message.
@@ -178,10 +198,11 @@ impl Endpoint {
         self.0.0.send_descriptor(descriptor)
     }
 
-    /// Takes the descriptor that the controller has sent with `tag`, if it has and nobody has taken it.
+    /// Takes the descriptor that the controller has sent with `tag`, if it has and nobody has taken it. One that was sent
+    /// before the call that names it may come later than that: it is waited for, for at most two seconds.
     #[must_use]
     pub fn take_descriptor(&self, tag: u64) -> Option<OwnedFd> {
-        self.0.0.take_descriptor(tag)
+        self.0.0.descriptors.take(tag)
     }
 
     /// Tells the peer that the session ends, and whether in order, then closes the connection. A peer that does not
@@ -210,6 +231,12 @@ impl Endpoint {
     /// Calls of the peer's may still be running: see [`wait_quiet`](Self::wait_quiet).
     pub fn wait_disconnected(&self) -> Disconnected {
         self.0.0.wait_disconnected()
+    }
+
+    /// Calls `f` with the reason when the connection has ended, on the thread that read from it, or on another if it has ended
+    /// already. There is one such function: another takes its place. If no thread can be made for it, it is dropped.
+    pub fn when_disconnected(&self, f: impl FnOnce(Disconnected) + Send + 'static) {
+        self.0.0.when_disconnected(Box::new(f));
     }
 
     /// Returns the numbers of the descriptors that the connection reads from and writes to, as long as it is open.
@@ -253,28 +280,28 @@ pub(crate) enum Role {
     Executor,
 }
 
-fn start(
-    link: Arc<Link>,
-    frames: FrameReader,
-    role: Role,
-    info: &ExecutorInfo,
-    handler: Arc<dyn Handler>,
-    options: &Options,
-) -> io::Result<Endpoint> {
-    let offers_ring = info.value(RING_KEY).is_some_and(|version| from_bytes(version) == Ok(RING_VERSION));
-    let session = Session::new(&link, handler, options);
-    if role == Role::Controller && offers_ring && options.shared_ring {
-        session.make_ring();
+/// A thread that is about to read. It ends if it gets nothing to do.
+struct ReaderThread(SyncSender<(Reader, Arc<Link>)>);
+
+impl ReaderThread {
+    fn start() -> io::Result<Self> {
+        let (hand_over, handed_over) = sync_channel(1);
+        let body = move || {
+            let Ok((mut reader, link)): Result<(Reader, Arc<Link>), _> = handed_over.recv() else { return };
+            let found = reader.run();
+            let Reader { frames, session, .. } = reader;
+            drop(frames);
+            session.end_ring();
+            session.end(link, found);
+        };
+        thread::Builder::new().name("farlink-reader".to_owned()).spawn(body)?;
+        Ok(Self(hand_over))
     }
-    let mut reader = Reader { frames, role, session: Arc::clone(&session), offers_ring };
-    thread::Builder::new().name("farlink-reader".to_owned()).spawn(move || {
-        let found = reader.run();
-        let Reader { frames, session, .. } = reader;
-        drop(frames);
-        session.end_ring();
-        session.end(link, found);
-    })?;
-    Ok(Endpoint(Arc::new(Owner(session))))
+
+    fn run(self, reader: Reader, link: Arc<Link>) {
+        // There is room for one, and the thread waits for it.
+        let _ = self.0.send((reader, link));
+    }
 }
 
 /// The thread that reads.
@@ -315,7 +342,7 @@ impl Reader {
                 if tag == RING_TAG && self.offers_ring {
                     return self.session.open_ring(descriptor);
                 }
-                self.session.keep_descriptor(tag, descriptor)
+                self.session.descriptors.keep(tag, descriptor)
             }
             Opcode::Descriptor => Err(Disconnected::Protocol("a Descriptor message from an executor".to_owned())),
             Opcode::Setup => Err(Disconnected::Protocol(match self.role {

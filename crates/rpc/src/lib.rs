@@ -39,6 +39,7 @@
 
 mod count;
 mod deliver;
+mod descriptors;
 mod endpoint;
 mod error;
 mod executor;

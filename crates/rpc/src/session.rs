@@ -4,6 +4,7 @@
 //! first delivers what has arrived. Then, in this order: new calls fail, the descriptors are closed, pending calls
 //! complete with the reason, and those who wait for the end are told.
 
+use crate::descriptors::Descriptors;
 use crate::endpoint::{Handler, Options};
 use crate::error::shortened;
 use crate::pool::{Job, Pool};
@@ -16,14 +17,10 @@ use farlink_wire::functions::RING_TAG;
 use farlink_wire::sps::{SpsError, to_bytes};
 use rustc_hash::FxHashMap;
 use rustix::io::Errno;
-use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
-
-/// Descriptors of the peer's that may wait for a call to take them.
-const MAX_DESCRIPTORS: usize = 64;
 
 type CallResult = Result<Vec<u8>, CallError>;
 
@@ -31,12 +28,14 @@ type CallResult = Result<Vec<u8>, CallError>;
 pub(crate) struct Session {
     pub(crate) pool: Pool,
     state: Mutex<State>,
-    ended: Condvar,
+    /// The phase has changed, or there is a ring.
+    changed: Condvar,
     turn: Mutex<Turn>,
     turn_free: Condvar,
-    /// Descriptors that the peer has sent, by the tags that calls name them by.
-    descriptors: Mutex<HashMap<u64, OwnedFd>>,
-    next_descriptor: AtomicU64,
+    /// Descriptors that the peer has sent.
+    pub(crate) descriptors: Descriptors,
+    /// Tag of the next descriptor that this end sends.
+    next_descriptor: Mutex<u64>,
     /// Whether the peer understands Results that carry an error.
     out_of_band_results: bool,
     /// How long a call may wait for room.
@@ -52,10 +51,11 @@ struct State {
     phase: Phase,
     next_sequence: u64,
     pending: FxHashMap<u64, Completer<CallResult>>,
-    /// A descriptor has been sent, before this call or any after it: as long as none of these has been answered, calls
-    /// may not overtake it.
-    behind_descriptor: Option<u64>,
+    /// What the reader does last.
+    at_the_end: Option<AtTheEnd>,
 }
+
+type AtTheEnd = Box<dyn FnOnce(Disconnected) + Send>;
 
 enum Phase {
     Open(Arc<Link>),
@@ -91,15 +91,15 @@ enum Turn {
 impl Session {
     pub(crate) fn new(link: &Arc<Link>, handler: Arc<dyn Handler>, options: &Options) -> Arc<Self> {
         let phase = Phase::Open(Arc::clone(link));
-        let state = State { phase, next_sequence: 0, pending: HashMap::default(), behind_descriptor: None };
+        let state = State { phase, next_sequence: 0, pending: FxHashMap::default(), at_the_end: None };
         Arc::new_cyclic(|this| Self {
             pool: Pool::new(options.max_concurrent_calls),
             state: Mutex::new(state),
-            ended: Condvar::new(),
+            changed: Condvar::new(),
             turn: Mutex::new(Turn::Free(Arc::clone(link))),
             turn_free: Condvar::new(),
-            descriptors: Mutex::default(),
-            next_descriptor: AtomicU64::new(1),
+            descriptors: Descriptors::default(),
+            next_descriptor: Mutex::new(1),
             out_of_band_results: options.out_of_band_results,
             write_timeout: options.write_timeout,
             ring: OnceLock::new(),
@@ -115,7 +115,19 @@ impl Session {
 
     /// Puts the ring to use, unless there is one.
     pub(crate) fn set_ring(&self, ring: Ring) -> Result<(), Ring> {
-        self.ring.set(ring)
+        self.ring.set(ring)?;
+        drop(self.lock());
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits until there is a ring. `None` at the end.
+    pub(crate) fn wait_ring(&self) -> Option<&Ring> {
+        let mut state = self.lock();
+        while self.ring().is_none() && !matches!(state.phase, Phase::Ended(..)) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.ring()
     }
 
     /// Returns what a thread that serves calls needs. `None` when the session has ended.
@@ -135,7 +147,7 @@ impl Session {
         if bytes > MAX_FRAME_BYTES {
             return Pending::ready(Err(CallError::TooLarge { bytes }));
         }
-        let (sequence, pending, may_overtake) = {
+        let (sequence, pending) = {
             let mut state = self.lock();
             if let Some(reason) = state.phase.reason() {
                 return Pending::ready(Err(reason.into()));
@@ -144,11 +156,11 @@ impl Session {
             state.next_sequence += 1;
             let (completer, pending) = Pending::channel(|| Err(Disconnected::Local.into()));
             state.pending.insert(sequence, completer);
-            (sequence, pending, state.behind_descriptor.is_none())
+            (sequence, pending)
         };
         // The end of the session completes the call if this fails.
         let header = Header { opcode: Opcode::Call, sequence, tag: function, payload_bytes: args.len() as u64 };
-        if may_overtake && self.send_by_ring(&header.to_bytes(), args) {
+        if self.send_by_ring(&header.to_bytes(), args) {
             return pending.driven_by(Arc::clone(self) as Arc<dyn Drive>);
         }
         self.send(header, args, Instant::now().checked_add(self.write_timeout));
@@ -157,29 +169,26 @@ impl Session {
 
     /// Sends a descriptor; gives the tag that calls name it by.
     pub(crate) fn send_descriptor(&self, descriptor: BorrowedFd<'_>) -> Result<u64, CallError> {
-        if let Some(reason) = self.lock().phase.reason() {
-            return Err(reason.into());
-        }
-        let tag = self.next_descriptor.fetch_add(1, Ordering::Relaxed);
-        self.send_descriptor_as(tag, descriptor)?;
-        let mut state = self.lock();
-        state.behind_descriptor = Some(state.next_sequence);
-        Ok(tag)
+        let mut next = self.next_descriptor.lock().unwrap_or_else(PoisonError::into_inner);
+        // While the next one waits: they go out in the order of their tags.
+        self.send_descriptor_as(*next, descriptor)?;
+        *next += 1;
+        Ok(*next - 1)
     }
 
-    /// Makes a ring and sends its memory to the executor. Without one, all goes over the socket.
-    pub(crate) fn make_ring(&self) {
-        // A pipe, or a socket of another kind, passes no descriptors.
-        if let Ok((ring, memory)) = Ring::create()
-            && self.send_descriptor_as(RING_TAG, memory.as_fd()).is_ok()
-        {
+    /// Sends the memory of a ring to the executor and puts it to use. Without one, all goes over the socket.
+    pub(crate) fn offer_ring(&self, (ring, memory): (Ring, OwnedFd)) {
+        if self.send_descriptor_as(RING_TAG, memory.as_fd()).is_ok() {
             // There is none yet.
             let _ = self.set_ring(ring);
         }
     }
 
     fn send_descriptor_as(&self, tag: u64, descriptor: BorrowedFd<'_>) -> Result<(), CallError> {
-        let header = Header { opcode: Opcode::Descriptor, sequence: 0, tag: ExecutorAddr::new(tag), payload_bytes: 0 };
+        if let Some(reason) = self.lock().phase.reason() {
+            return Err(reason.into());
+        }
+        let header = Header { tag: ExecutorAddr::new(tag), ..bare(Opcode::Descriptor) };
         let Some(link) = self.take_turn(None) else { return Err(Disconnected::Local.into()) };
         let written = link.write_with_descriptor(&header.to_bytes(), descriptor);
         let result = match written {
@@ -191,39 +200,9 @@ impl Session {
         result
     }
 
-    fn descriptors(&self) -> MutexGuard<'_, HashMap<u64, OwnedFd>> {
-        // Nothing that can panic runs under this lock.
-        self.descriptors.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Keeps a descriptor that the peer has sent until a call takes it.
-    pub(crate) fn keep_descriptor(&self, tag: u64, descriptor: Option<OwnedFd>) -> Result<(), Disconnected> {
-        let protocol = |text: &str| Disconnected::Protocol(format!("a Descriptor message with tag {tag} {text}"));
-        let descriptor = descriptor.ok_or_else(|| protocol("without a descriptor"))?;
-        let mut descriptors = self.descriptors();
-        if descriptors.len() == MAX_DESCRIPTORS {
-            return Err(protocol("while as many are waiting as may"));
-        }
-        if descriptors.insert(tag, descriptor).is_some() {
-            return Err(protocol("that another has"));
-        }
-        Ok(())
-    }
-
-    /// Takes the descriptor that the peer has sent with this tag.
-    pub(crate) fn take_descriptor(&self, tag: u64) -> Option<OwnedFd> {
-        self.descriptors().remove(&tag)
-    }
-
     /// Completes a call with what the peer returned. Fails if there is no such call.
     pub(crate) fn complete(&self, sequence: u64, result: CallResult) -> Result<(), Disconnected> {
-        let completer = {
-            let mut state = self.lock();
-            if state.behind_descriptor.is_some_and(|first| first <= sequence) {
-                state.behind_descriptor = None;
-            }
-            state.pending.remove(&sequence)
-        };
+        let completer = self.lock().pending.remove(&sequence);
         match completer {
             Some(completer) => completer.complete_safely(result),
             None => {
@@ -395,15 +374,39 @@ impl Session {
         drop(self.take_turn(None));
         self.give_turn(Turn::Over);
         self.pool.close();
-        self.descriptors().clear();
+        self.descriptors.end();
         for completer in pending.into_values() {
             completer.complete_safely(Err(reason.clone().into()));
         }
-        self.lock().phase = Phase::Ended(reason, true);
-        self.ended.notify_all();
+        let last = {
+            let mut state = self.lock();
+            state.phase = Phase::Ended(reason.clone(), true);
+            state.at_the_end.take()
+        };
+        self.changed.notify_all();
         // It may hold an endpoint of this session.
         let handler = self.handler.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(handler);
+        if let Some(last) = last {
+            last(reason);
+        }
+    }
+
+    /// Has the reader call `f` when the session has ended, or another thread if it has.
+    pub(crate) fn when_disconnected(&self, f: AtTheEnd) {
+        let reason = {
+            let mut state = self.lock();
+            match &state.phase {
+                Phase::Ended(reason, true) => reason.clone(),
+                _ => {
+                    state.at_the_end = Some(f);
+                    return;
+                }
+            }
+        };
+        // A thread that cannot be made drops it: that is for the function's own drop to mend.
+        let started = thread::Builder::new().name("farlink-reader".to_owned()).spawn(move || f(reason));
+        drop(started);
     }
 
     /// Returns why the session has ended or is about to.
@@ -418,7 +421,7 @@ impl Session {
             if let Phase::Ended(reason, true) = &state.phase {
                 return reason.clone();
             }
-            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

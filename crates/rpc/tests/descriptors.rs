@@ -53,7 +53,7 @@ fn descriptors_arrive_before_calls() {
         assert_eq!(result, [round]);
         let descriptor = executor.take_descriptor(tag).unwrap();
         assert_eq!(rustix::io::fcntl_getfd(&descriptor).unwrap(), rustix::io::FdFlags::CLOEXEC);
-        assert!(executor.take_descriptor(tag).is_none() && executor.take_descriptor(tag + 1).is_none());
+        assert!(executor.take_descriptor(tag).is_none());
         fs::File::from(descriptor).write_all(&[round]).unwrap();
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).unwrap();

@@ -55,7 +55,7 @@ mod primitive {
         }
     }
 
-    pub(super) fn pause() {
+    pub(super) fn pause(_nth: u32) {
         loom::thread::yield_now();
     }
 }

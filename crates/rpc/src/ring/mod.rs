@@ -228,9 +228,10 @@ impl Session {
         }
     }
 
-    /// Serves the calls that come through the ring, one after the other, until it is closed. The body of a thread.
+    /// Serves the calls that come through the ring as soon as there is one, one after the other, until it is closed. The body
+    /// of a thread.
     pub(crate) fn serve_ring(&self, run: impl Fn(Job) -> Result<Vec<u8>, String>) {
-        let Some(ring) = self.ring() else { return };
+        let Some(ring) = self.wait_ring() else { return };
         let _ = ring.server.thread.set(thread::current());
         while let Some(attendant) = ring.attend_when_free() {
             let Some(job) = self.next_call(ring, attendant) else { return };

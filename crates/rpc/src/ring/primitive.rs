@@ -49,7 +49,14 @@ impl Word {
     }
 }
 
-/// Lets other threads go on.
-pub(super) fn pause() {
-    std::thread::sleep(Duration::from_micros(50));
+/// How often others are let go on without sleeping.
+const YIELDS: u32 = 100;
+
+/// Lets other threads go on, for the nth time.
+pub(super) fn pause(nth: u32) {
+    if nth < YIELDS {
+        std::thread::yield_now();
+    } else {
+        std::thread::sleep(Duration::from_micros(50));
+    }
 }

@@ -267,6 +267,7 @@ impl Inbound {
     /// does when it sees this.
     pub(super) fn close<'a, const WORDS: usize>(&'a self, memory: &'a Memory<WORDS>) -> Attendant<'a, WORDS> {
         self.is_closed.store(true, Ordering::SeqCst);
+        let mut pauses = 0;
         loop {
             if let Some(attendant) = self.take_place(memory) {
                 return attendant;
@@ -274,7 +275,8 @@ impl Inbound {
             // Again and again: the peer may change the state at any time, before the attendant sleeps.
             memory.reader.state.store(AWAKE, Ordering::Relaxed);
             memory.reader.state.wake();
-            pause();
+            pause(pauses);
+            pauses = pauses.saturating_add(1);
         }
     }
 }
