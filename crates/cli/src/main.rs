@@ -29,6 +29,8 @@ use std::process::ExitCode;
 const FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
+    // What `farlink run` starts does not get further.
+    farlink::executor::init();
     if let Some(status) = rust::collect() {
         return status;
     }

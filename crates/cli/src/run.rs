@@ -87,7 +87,8 @@ fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
     let builder = match &args.executor {
         Some(path) => builder.executor(path, Vec::new()),
         // This program is an executor too, so that nothing else needs to be installed.
-        None => builder.executor(std::env::current_exe().map_err(Error::NoSelf)?, vec!["executor".into()]),
+        None => builder
+            .executor(std::env::current_exe().map_err(Error::NoSelf)?, vec![farlink::executor::EXECUTOR_ARG.into()]),
     };
     Ok(builder.spawn()?)
 }

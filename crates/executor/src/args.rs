@@ -4,7 +4,7 @@ use crate::environment;
 use crate::harden;
 use crate::listen::Place;
 use crate::server::run;
-use crate::signals::restore_default_signals;
+use crate::signals::{ignore_broken_pipes, restore_default_signals};
 use farlink_rpc::Options;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ pub fn main_with_args(args: impl Iterator<Item = OsString>) -> ExitCode {
 
 /// As [`main_with_args`]; gives the exit status.
 #[allow(unsafe_code)]
-pub(crate) fn exit_status(args: impl Iterator<Item = OsString>) -> i32 {
+pub fn exit_status(args: impl Iterator<Item = OsString>) -> i32 {
     // SAFETY: there is only this thread yet (documented for who calls this; this program's `main`, that of `farlink` and
     // programs that are their own executors come here first).
     unsafe { environment::restore() };
@@ -139,7 +139,9 @@ fn listening(address: &str, secret: Option<PathBuf>, is_insecure: bool) -> Resul
 
 fn serve(place: &Place, is_farlink: bool) -> Result<i32, String> {
     let found = place.find()?;
-    if !found.writes_to_pipe {
+    if found.writes_to_pipe {
+        ignore_broken_pipes();
+    } else {
         // A socket is written without that signal.
         restore_default_signals();
     }

@@ -50,7 +50,7 @@ mod trace;
 #[allow(unsafe_code)]
 mod wrap;
 
-pub use args::main_with_args;
+pub use args::{exit_status, main_with_args};
 pub use environment::{OLD_TUNABLES, TUNABLES};
 pub use host::{EXECUTOR_ARG, can_be_started_again, init};
 pub use local::{local, local_with};
