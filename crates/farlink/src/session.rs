@@ -15,6 +15,7 @@ use crate::{Error, Library};
 use farlink_addr::ExecutorAddr;
 use farlink_mem::{InProcessMapper, MemoryManager, MemoryMapper, MemoryStats};
 use farlink_rpc::{Executor, Options, Transport, connect};
+use farlink_wire::functions::SHARED_MAP;
 use farlink_wire::setup::ExecutorInfo;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -228,6 +229,11 @@ impl SessionBuilder {
         let directories = crate::runtime::directory_actions(&executor);
         let hardening = self.hardening();
         let memory = MemoryManager::with_directories(mapper, self.reservation_bytes.min(most), directories);
+        // Not where it would have a name, which somebody has to remove.
+        let is_nameless = self.memory == Memory::Shared && executor.offers(SHARED_MAP);
+        if is_nameless && matches!(connection, Connection::Process(_)) && !self.observed.wants_private_code() {
+            memory.reserve_ahead();
+        }
         // What a socket seems to be may be carried elsewhere; where memory is shared, descriptors do get through.
         let passes_descriptors = matches!(connection, Connection::Process(_)) || self.memory == Memory::Shared;
         let wants_reports = passes_descriptors && !matches!(connection, Connection::InProcess);

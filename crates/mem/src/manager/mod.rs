@@ -71,6 +71,8 @@ struct Inner {
     /// What has the executor find code by a directory, if it can.
     directory_actions: Option<DirectoryActions>,
     state: Mutex<State>,
+    /// A reservation that has been asked for before an allocation needs it.
+    ahead: Mutex<Option<Pending<Result<ExecutorAddrRange, Error>>>>,
 }
 
 impl MemoryManager {
@@ -88,8 +90,16 @@ impl MemoryManager {
         directory_actions: Option<DirectoryActions>,
     ) -> Self {
         let page_size = mapper.page_size();
-        let inner = Inner { mapper, page_size, reservation_bytes, directory_actions, state: Mutex::default() };
+        let (state, ahead) = (Mutex::default(), Mutex::default());
+        let inner = Inner { mapper, page_size, reservation_bytes, directory_actions, state, ahead };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Asks for the first reservation without waiting for it: the executor makes it while the controller prepares what goes
+    /// there. For an executor that ends with the manager: one that is never needed stays reserved there.
+    pub fn reserve_ahead(&self) {
+        let reserved = self.inner.mapper.reserve(self.inner.reservation_bytes);
+        *self.inner.ahead.lock().unwrap_or_else(PoisonError::into_inner) = Some(reserved);
     }
 
     /// Allocates a segment for each element of `segments`, in their order, in one reservation.
@@ -109,7 +119,7 @@ impl MemoryManager {
         let wanted = self.inner.wanted_bytes(&request);
         let reserved = match self.inner.stripes_for(&request) {
             Some((bytes, needs)) => self.inner.mapper.reserve_for(bytes, needs),
-            None => self.inner.mapper.reserve(wanted),
+            None => self.inner.reserve(wanted),
         };
         reserved.map(move |reserved| inner.grow(request, wanted, reserved))
     }
@@ -305,6 +315,13 @@ impl Inner {
                 Err(error)
             }
         })
+    }
+
+    /// Reserves, or takes the reservation that was asked for ahead.
+    fn reserve(&self, wanted: u64) -> Pending<Result<ExecutorAddrRange, Error>> {
+        let is_usual = wanted == self.reservation_bytes;
+        let ahead = is_usual.then(|| self.ahead.lock().unwrap_or_else(PoisonError::into_inner).take()).flatten();
+        ahead.unwrap_or_else(|| self.mapper.reserve(wanted))
     }
 
     /// Takes what a request needs from the first reservation that has it.
