@@ -15,6 +15,7 @@ pub struct FarlinkBuilder {
     pub(crate) isa: OwnedTargetIsa,
     pub(crate) libcall_names: LibcallNames,
     pub(crate) library: Library,
+    pub(crate) hotswap: bool,
 }
 
 impl FarlinkBuilder {
@@ -51,7 +52,16 @@ impl FarlinkBuilder {
     /// As [`Self::new`], for an `isa` of the caller's making: x86-64, position-independent or not.
     #[must_use]
     pub fn with_isa(session: &Session, isa: OwnedTargetIsa, libcall_names: LibcallNames) -> Self {
-        Self { isa, libcall_names, library: session.create_library("cranelift") }
+        Self { isa, libcall_names, library: session.create_library("cranelift"), hotswap: false }
+    }
+
+    /// Has functions with names be replaceable while others call them: all calls of them go through a jump, and
+    /// [`FarlinkModule::prepare_for_function_redefine`](crate::FarlinkModule::prepare_for_function_redefine) lets one be
+    /// defined anew.
+    #[must_use]
+    pub fn hotswap(mut self, hotswap: bool) -> Self {
+        self.hotswap = hotswap;
+        self
     }
 
     /// Returns the library that the module's definitions go to. What it is given before they are finalized, they can refer

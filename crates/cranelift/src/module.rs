@@ -14,7 +14,7 @@ use cranelift_module::{
     ModuleRelocTarget, ModuleResult,
 };
 use farlink::addr::ExecutorAddr;
-use farlink::{Function, Library, Object, Signature};
+use farlink::{Function, Library, Object, Redirect, Signature};
 
 /// Alignment of writable data that does not say which.
 const WRITABLE_DATA_ALIGN: u64 = 8;
@@ -49,6 +49,11 @@ pub struct FarlinkModule {
     /// What has been defined since definitions were finalized.
     pending: Vec<FuncOrDataId>,
     mathematics: Mathematics,
+    hotswap: bool,
+    /// The stubs of functions that can be replaced.
+    redirects: SecondaryMap<FuncId, Option<Redirect>>,
+    /// What is to go when what takes its place has been linked.
+    replaced: Vec<(FuncId, Object)>,
 }
 
 /// The C library's part with mathematical functions, which is a shared library of its own.
@@ -66,7 +71,7 @@ impl FarlinkModule {
     /// Makes a module.
     #[must_use]
     pub fn new(builder: FarlinkBuilder) -> Self {
-        let FarlinkBuilder { isa, libcall_names, library } = builder;
+        let FarlinkBuilder { isa, libcall_names, library, hotswap } = builder;
         Self {
             isa,
             libcall_names,
@@ -76,6 +81,9 @@ impl FarlinkModule {
             data: SecondaryMap::new(),
             pending: Vec::new(),
             mathematics: Mathematics::NotNeeded,
+            hotswap,
+            redirects: SecondaryMap::new(),
+            replaced: Vec::new(),
         }
     }
 
@@ -99,6 +107,7 @@ impl FarlinkModule {
             self.mathematics = Mathematics::Added;
         }
         self.library.link_all().map_err(backend)?;
+        self.lead_to_new_functions()?;
         let (with_address, names): (Vec<_>, Vec<_>) =
             self.pending.iter().copied().zip(&names).filter(|&(id, _)| !self.is_thread_local(id)).unzip();
         let names: Vec<&str> = names.into_iter().map(String::as_str).collect();
@@ -109,6 +118,38 @@ impl FarlinkModule {
             }
         }
         self.pending.clear();
+        Ok(())
+    }
+
+    /// Has calls reach the functions that have just been linked, and what they replace removed.
+    fn lead_to_new_functions(&mut self) -> ModuleResult<()> {
+        for &id in &self.pending {
+            let FuncOrDataId::Func(id) = id else { continue };
+            if let (Some(_), Some(defined)) = (&self.redirects[id], self.functions[id]) {
+                self.library.redirect(defined.object).map_err(backend)?;
+            }
+        }
+        let (done, waiting): (Vec<_>, _) =
+            std::mem::take(&mut self.replaced).into_iter().partition(|&(id, _)| self.functions[id].is_some());
+        self.replaced = waiting;
+        done.into_iter().try_for_each(|(_, object)| self.library.retire(object)).map_err(backend)
+    }
+
+    /// Lets a function be defined anew while others call it: they reach the old one until the new one has been finalized, and
+    /// the new one from then on. The old one's memory comes back when no call of a [`Function`] is running that began before.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the function is not defined or anonymous, or the module was made without [`FarlinkBuilder::hotswap`].
+    pub fn prepare_for_function_redefine(&mut self, id: FuncId) -> ModuleResult<()> {
+        let name = self.linkage_name(FuncOrDataId::Func(id));
+        if self.redirects[id].is_none() {
+            let text = "cannot be replaced: it has no name, no definition, or FarlinkBuilder::hotswap has not been set";
+            return Err(ModuleError::Backend(anyhow::anyhow!("{name} {text}")));
+        }
+        let defined = self.functions[id].take().ok_or(ModuleError::Undeclared(name))?;
+        self.pending.retain(|&other| other != FuncOrDataId::Func(id));
+        self.replaced.push((id, defined.object));
         Ok(())
     }
 
@@ -164,6 +205,11 @@ impl FarlinkModule {
 
     fn remove(&mut self, id: FuncOrDataId) -> ModuleResult<()> {
         let defined = self.slot(id).ok_or_else(|| ModuleError::Undeclared(self.linkage_name(id)))?;
+        if let FuncOrDataId::Func(id) = id
+            && let Some(redirect) = &self.redirects[id]
+        {
+            redirect.clear().map_err(backend)?;
+        }
         self.library.remove(defined.object).map_err(backend)?;
         match id {
             FuncOrDataId::Func(id) => self.functions[id] = None,
@@ -247,6 +293,13 @@ impl FarlinkModule {
         let references = references.map_err(ModuleError::Backend)?;
         let definition = Definition { name: &name, linkage, kind, section, content, align, references, eh_frame };
         let object = graph(definition).map_err(ModuleError::Backend)?;
+        if let FuncOrDataId::Func(id) = id
+            && self.hotswap
+            && self.redirects[id].is_none()
+            && self.declarations.get_function_decl(id).name.is_some()
+        {
+            self.redirects[id] = Some(self.library.define_redirectable(&name).map_err(backend)?);
+        }
         let object = self.library.add_graph(object).map_err(backend)?;
         let bytes = match content {
             Init::Bytes(bytes) => bytes.len(),

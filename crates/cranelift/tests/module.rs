@@ -36,6 +36,7 @@ const TESTS: &[(&str, fn())] = &[
     ("unwinding_goes_through", unwinding_goes_through),
     ("functions_are_linked_without_calls", functions_are_linked_without_calls),
     ("signatures_are_checked", signatures_are_checked),
+    ("functions_are_replaced_while_others_call_them", functions_are_replaced_while_others_call_them),
 ];
 
 fn main() {
@@ -614,4 +615,67 @@ fn signatures_are_checked() {
         let error = module.library().function::<fn()>("nowhere").unwrap_err();
         assert!(matches!(error, Error::Undefined(_)), "{error}");
     });
+}
+
+/// A function is defined anew while a call of it runs and another function calls it again and again: callers see the old one
+/// or the new one, and the old ones' memory comes back.
+fn functions_are_replaced_while_others_call_them() {
+    for session in [Session::in_process().unwrap(), Session::spawn().unwrap(), remote()] {
+        let builder = FarlinkBuilder::new(&session, default_libcall_names()).unwrap().hotswap(true);
+        let mut module = FarlinkModule::new(builder);
+        let sig = signature(&[INT], &[INT]);
+        let [version, user] = ["version", "user"].map(|name| declare(&mut module, name, Linkage::Export, &sig));
+        let add = |added: i64| {
+            move |_: &mut FarlinkModule, builder: &mut FunctionBuilder<'_>, params: &[Value]| {
+                vec![builder.ins().iadd_imm_s(params[0], added)]
+            }
+        };
+        define(&mut module, version, &sig, add(1)).unwrap();
+        // Calls it as often as it is told; gives the sum of what came back.
+        let body = |module: &mut FarlinkModule, builder: &mut FunctionBuilder<'_>, params: &[Value]| {
+            let [left, sum] = [(); 2].map(|()| builder.declare_var(INT));
+            builder.def_var(left, params[0]);
+            let zero = builder.ins().iconst(INT, 0);
+            builder.def_var(sum, zero);
+            let [head, step, done] = [(); 3].map(|()| builder.create_block());
+            builder.ins().jump(head, &[]);
+            builder.switch_to_block(head);
+            let now = builder.use_var(left);
+            builder.ins().brif(now, step, &[], done, &[]);
+            builder.switch_to_block(step);
+            let result = call(module, builder, version, &[zero])[0];
+            let so_far = builder.use_var(sum);
+            let more = builder.ins().iadd(so_far, result);
+            builder.def_var(sum, more);
+            let less = builder.ins().iadd_imm_s(now, -1);
+            builder.def_var(left, less);
+            builder.ins().jump(head, &[]);
+            builder.switch_to_block(done);
+            vec![builder.use_var(sum)]
+        };
+        define(&mut module, user, &sig, body).unwrap();
+        module.finalize_definitions().unwrap();
+        let user = module.function::<fn(i64) -> i64>(user).unwrap();
+        let (calls, memory) = (1_000_000, session.memory_stats().live_bytes);
+        thread::scope(|scope| {
+            // SAFETY: the function has this signature.
+            let caller = scope.spawn(|| unsafe { user.call((calls,)) }.unwrap());
+            for added in 2..50 {
+                module.prepare_for_function_redefine(version).unwrap();
+                define(&mut module, version, &sig, add(added)).unwrap();
+                module.finalize_definitions().unwrap();
+            }
+            let sum = caller.join().unwrap();
+            assert!((calls..50 * calls).contains(&sum), "{sum}");
+        });
+        // SAFETY: as above.
+        assert_eq!(unsafe { user.call((10,)) }.unwrap(), 490);
+        assert_eq!(session.memory_stats().live_bytes, memory);
+        module.remove_function(version).unwrap();
+        assert!(module.prepare_for_function_redefine(version).is_err());
+        define(&mut module, version, &sig, add(3)).unwrap();
+        module.finalize_definitions().unwrap();
+        // SAFETY: as above.
+        assert_eq!(unsafe { user.call((10,)) }.unwrap(), 30);
+    }
 }

@@ -49,6 +49,7 @@ fn programs_run(session: &Session) {
             "fn steps(n) { let count = 0; while n != 1 { if n % 2 { n = 3 * n + 1; } else { n = n / 2; } count = count + 1; } return count; } steps(27);",
             111.0,
         ),
+        ("fn old() { return 1; } fn user() { return old(); } user(); fn old() { return 2; } user();", 2.0),
         ("# nothing but a comment\npow(2, 10);", 1024.0),
     ] {
         assert_eq!(program.run(text), Ok(Some(value)), "{text}");
@@ -66,7 +67,7 @@ fn errors_are_said(session: &Session) {
         ("1 $ 2;", "means nothing"),
         ("1.2.3;", "is no number"),
         ("nowhere(1);", "nowhere"),
-        ("fn g() { return 1; } fn g() { return 2; }", "g"),
+        ("fn g() { return 1; } fn g(a) { return 2; }", "g"),
         (&format!("{}1{};", "(".repeat(1000), ")".repeat(1000)), "less deep"),
     ] {
         let error = program.run(text).unwrap_err();

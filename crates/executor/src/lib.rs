@@ -22,6 +22,8 @@
 
 mod args;
 #[allow(unsafe_code)]
+mod callback;
+#[allow(unsafe_code)]
 mod dispositions;
 #[allow(unsafe_code)]
 mod environment;

@@ -1,24 +1,16 @@
-//! The way between Rust and C functions of any arguments, by the System V convention of x86-64: calling them, and being
-//! called by linked code in their place.
+//! Calling C functions of any arguments from Rust, by the System V convention of x86-64.
 //!
 //! `farlink_call_native` loads registers and stack words from a frame, calls, and stores what comes back. Unwind
 //! information describes it, so backtraces go through it; but an exception finds the end of the stack here, as it does in
 //! what calls `main` natively: the runtime that threw it ends the process in its own words, and never unwinds Rust's
-//! frames. `farlink_callback_entry` is the reverse: it stores what C has passed, and has Rust find the result.
+//! frames.
 
-use crate::fork;
-use crate::registry::session;
-use crate::services::end_process;
 use farlink_addr::ExecutorAddr;
 use farlink_wire::native::{
-    ArgumentShape, Arguments, CallbackDescriptor, FLOAT_REGISTERS, INT_REGISTERS, NativeCall, RegisterClass,
-    ResultShape, Returned,
+    Arguments, FLOAT_REGISTERS, INT_REGISTERS, NativeCall, RegisterClass, ResultShape, Returned,
 };
-use farlink_wire::sps::{from_bytes, to_bytes};
 use std::arch::global_asm;
-use std::fmt;
 use std::mem::offset_of;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A call for `farlink_call_native`.
 #[repr(C)]
@@ -36,8 +28,8 @@ struct CallFrame {
 /// Registers that have a result.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
-struct ResultRegisters {
-    ints: [u64; 2],
+pub(crate) struct ResultRegisters {
+    pub(crate) ints: [u64; 2],
     floats: [u64; 2],
 }
 
@@ -54,7 +46,7 @@ impl ResultRegisters {
     }
 
     /// Puts words where a result of this shape has them.
-    fn set(&mut self, words: [u64; 2], first: RegisterClass, second: Option<RegisterClass>) {
+    pub(crate) fn set(&mut self, words: [u64; 2], first: RegisterClass, second: Option<RegisterClass>) {
         let [mut ints, mut floats] = [self.ints.iter_mut(), self.floats.iter_mut()];
         for (class, word) in [Some(first), second].into_iter().flatten().zip(words) {
             let register = if class == RegisterClass::Int { ints.next() } else { floats.next() };
@@ -65,20 +57,9 @@ impl ResultRegisters {
     }
 }
 
-/// What the registers were when linked code called.
-#[repr(C)]
-struct EntryFrame {
-    ints: [u64; INT_REGISTERS],
-    floats: [u64; FLOAT_REGISTERS],
-    result: ResultRegisters,
-}
-
 unsafe extern "C" {
     /// Makes the call of a frame, and stores its result there.
     fn farlink_call_native(frame: *mut CallFrame);
-
-    /// What stubs for functions of the controller jump to, with the address of a [`CallbackDescriptor`] in r10.
-    fn farlink_callback_entry();
 }
 
 global_asm!(
@@ -159,57 +140,6 @@ global_asm!(
     result = const offset_of!(CallFrame, result),
 );
 
-global_asm!(
-    ".pushsection .text.farlink_callback_entry,\"ax\",@progbits",
-    ".globl farlink_callback_entry",
-    ".hidden farlink_callback_entry",
-    ".type farlink_callback_entry, @function",
-    ".p2align 4",
-    "farlink_callback_entry:",
-    ".cfi_startproc",
-    "push rbp",
-    ".cfi_def_cfa_offset 16",
-    ".cfi_offset rbp, -16",
-    "mov rbp, rsp",
-    ".cfi_def_cfa_register rbp",
-    "sub rsp, {frame_bytes}",
-    "mov [rsp], rdi",
-    "mov [rsp + 8], rsi",
-    "mov [rsp + 16], rdx",
-    "mov [rsp + 24], rcx",
-    "mov [rsp + 32], r8",
-    "mov [rsp + 40], r9",
-    "movsd qword ptr [rsp + {floats}], xmm0",
-    "movsd qword ptr [rsp + {floats} + 8], xmm1",
-    "movsd qword ptr [rsp + {floats} + 16], xmm2",
-    "movsd qword ptr [rsp + {floats} + 24], xmm3",
-    "movsd qword ptr [rsp + {floats} + 32], xmm4",
-    "movsd qword ptr [rsp + {floats} + 40], xmm5",
-    "movsd qword ptr [rsp + {floats} + 48], xmm6",
-    "movsd qword ptr [rsp + {floats} + 56], xmm7",
-    "mov rdi, r10",
-    "mov rsi, rsp",
-    // Above the saved rbp and the return address.
-    "lea rdx, [rbp + 16]",
-    "call {callback}",
-    "mov rax, [rsp + {result}]",
-    "mov rdx, [rsp + {result} + 8]",
-    "movsd xmm0, qword ptr [rsp + {result} + 16]",
-    "movsd xmm1, qword ptr [rsp + {result} + 24]",
-    "mov rsp, rbp",
-    "pop rbp",
-    ".cfi_def_cfa rsp, 8",
-    "ret",
-    ".cfi_endproc",
-    ".size farlink_callback_entry, . - farlink_callback_entry",
-    ".popsection",
-    // Keeps the stack at a multiple of 16.
-    frame_bytes = const size_of::<EntryFrame>().next_multiple_of(16),
-    floats = const offset_of!(EntryFrame, floats),
-    result = const offset_of!(EntryFrame, result),
-    callback = sym callback,
-);
-
 /// Calls a C function; gives what it returned.
 ///
 /// # Errors
@@ -266,77 +196,4 @@ unsafe fn call_registers(function: ExecutorAddr, arguments: &Arguments) -> Resul
     // SAFETY: the frame's pointers are to as many words as it says, and the function may be called (caller).
     unsafe { farlink_call_native(&raw mut frame) };
     Ok(frame.result)
-}
-
-/// Returns the address that stubs for functions of the controller jump to.
-pub(crate) fn callback_entry() -> ExecutorAddr {
-    ExecutorAddr::new(farlink_callback_entry as *const () as u64)
-}
-
-/// Has the controller's function called that `descriptor` stands for, and puts its result into the frame.
-///
-/// # Safety
-///
-/// The descriptor must be one that a controller has linked into this process, and the frame and the stack what the
-/// registers and the stack were when its function was called.
-unsafe extern "C" fn callback(descriptor: *const CallbackDescriptor, frame: *mut EntryFrame, stack: *const u64) {
-    // SAFETY: the descriptor is there (caller). It may lie at any address.
-    let descriptor = unsafe { descriptor.read_unaligned() };
-    // SAFETY: nobody else refers to the frame (caller).
-    let frame = unsafe { &mut *frame };
-    let serve = || {
-        let arguments = ArgumentShape::from_word(descriptor.arguments).map_err(|error| error.to_string())?;
-        let result = ResultShape::from_word(descriptor.result).map_err(|error| error.to_string())?;
-        // SAFETY: linked code has called a function that has as many words on the stack (caller).
-        let stack = unsafe { std::slice::from_raw_parts(stack, arguments.stack) };
-        let arguments = Arguments::from_words(arguments, &frame.ints, &frame.floats, stack);
-        call_controller(&descriptor, &arguments, result)
-    };
-    // A panic stops here: it must not unwind into C.
-    let returned = catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|_| Err("a call back panicked".to_owned()));
-    match returned.and_then(|returned| Ok((returned, ResultShape::from_word(descriptor.result).map_err(text)?))) {
-        Ok((_, ResultShape::Void)) => {}
-        Ok((returned, ResultShape::Registers(first, second))) => frame.result.set(returned.words(), first, second),
-        Ok((returned, ResultShape::Memory(_))) => {
-            let place = frame.ints[0] as usize as *mut u8;
-            // SAFETY: linked code passes the address of the result, which has as many bytes (checked in `call_controller`).
-            unsafe { std::ptr::copy_nonoverlapping(returned.bytes().as_ptr(), place, returned.bytes().len()) };
-            frame.result.ints[0] = frame.ints[0];
-        }
-        Err(text) => end(&text),
-    }
-}
-
-fn text(error: impl fmt::Display) -> String {
-    error.to_string()
-}
-
-/// Calls the controller's function; gives its result, which has the length that the shape says.
-fn call_controller(
-    descriptor: &CallbackDescriptor,
-    arguments: &Arguments,
-    result: ResultShape,
-) -> Result<Returned, String> {
-    if fork::is_child() {
-        return Err("this process was forked by linked code: the controller is its parent's".to_owned());
-    }
-    let session = session(ExecutorAddr::new(descriptor.session))?;
-    let returned = session.call_controller(ExecutorAddr::new(descriptor.tag), to_bytes(arguments))?;
-    let returned: Returned = from_bytes(&returned).map_err(text)?;
-    if returned.bytes().len() != result.bytes() {
-        return Err(format!("{} bytes came back for a result of {}", returned.bytes().len(), result.bytes()));
-    }
-    Ok(returned)
-}
-
-/// Exit status of a child of an executor that has called the controller, which is its parent's.
-const CHILD_STATUS: i32 = 125;
-
-/// Ends the process: linked code waits for a result that does not come.
-fn end(text: &str) -> ! {
-    eprintln!("farlink-executor: linked code called the controller: {text}");
-    if fork::is_child() {
-        end_process(CHILD_STATUS);
-    }
-    std::process::abort()
 }

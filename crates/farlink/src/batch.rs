@@ -9,6 +9,7 @@
 
 use crate::Error;
 use crate::claim::{Claim, Claimed};
+use crate::lazy::{Materializer, materialize};
 use crate::library::LibraryInner;
 use crate::place::{self, Places};
 use crate::resolve;
@@ -97,7 +98,7 @@ impl<'a> Stopwatch<'a> {
 }
 
 /// Links `batch`; gives the addresses of its names, in order.
-pub(crate) fn link(library: &LibraryInner, batch: Batch<'_>) -> Result<Vec<ExecutorAddr>, Error> {
+pub(crate) fn link(library: &Arc<LibraryInner>, batch: Batch<'_>) -> Result<Vec<ExecutorAddr>, Error> {
     let mut times = PhaseTimes::default();
     let mut stopwatch = Stopwatch::start(&library.session.trace);
     let mut claim = claim(library, &batch)?;
@@ -118,38 +119,51 @@ pub(crate) fn link(library: &LibraryInner, batch: Batch<'_>) -> Result<Vec<Execu
 }
 
 /// Claims everything that a batch needs.
-fn claim(library: &LibraryInner, batch: &Batch<'_>) -> Result<Claim, Error> {
-    let Some(runtime) = &library.session.runtime else { return Ok(collect(library, batch, |_, _| false)?.0) };
+fn claim(library: &Arc<LibraryInner>, batch: &Batch<'_>) -> Result<Claim, Error> {
     let mut asked = HashSet::new();
     loop {
-        let opened = runtime.opened();
-        let is_unknown =
-            |state: &mut State, name: &str| state.resolved.get(name, true, opened).is_none() && !asked.contains(name);
-        let (claim, names) = collect(library, batch, is_unknown)?;
-        if names.is_empty() {
+        let opened = library.session.runtime.as_ref().map(Runtime::opened);
+        let is_unknown = |state: &mut State, name: &str| {
+            let is_unknown = |opened| state.resolved.get(name, true, opened).is_none();
+            opened.is_some_and(is_unknown) && !asked.contains(name)
+        };
+        let (claim, Unready { names, lazy }) = collect(library, batch, is_unknown)?;
+        if !lazy.is_empty() {
+            materialize(library, &lazy)?;
+        }
+        if let (Some(runtime), false) = (&library.session.runtime, names.is_empty()) {
+            share(library, runtime, &claim.shared, &names)?;
+        }
+        if names.is_empty() && lazy.is_empty() {
             return Ok(claim);
         }
-        share(library, runtime, &claim.shared, &names)?;
         asked.extend(names);
     }
 }
 
+/// What has to be known or defined before a batch can be claimed.
+struct Unready {
+    names: Vec<String>,
+    lazy: Vec<Arc<Materializer>>,
+}
+
 /// Claims everything that a batch needs, and gives the names for which `is_unknown` holds among those of which a program
-/// has one definition. If there are any, everything is put back.
+/// has one definition, and the closures that are to define something. If there are any, everything is put back.
 fn collect(
     library: &LibraryInner,
     batch: &Batch<'_>,
     is_unknown: impl Fn(&mut State, &str) -> bool,
-) -> Result<(Claim, Vec<String>), Error> {
+) -> Result<(Claim, Unready), Error> {
     let mut claim = Claim::new(library.session.low_memory);
     let mut state = library.lock();
     let collected = claim.collect(&mut state, batch);
     let mut names = std::mem::take(&mut claim.one_per_program);
     names.retain(|name| is_unknown(&mut state, name));
-    if collected.is_err() || !names.is_empty() {
+    let lazy = state.lazy.take_wanted();
+    if collected.is_err() || !names.is_empty() || !lazy.is_empty() {
         put_back(&mut state, &mut claim);
     }
-    collected.map(|()| (claim, names))
+    collected.map(|()| (claim, Unready { names, lazy }))
 }
 
 /// Has those of `names` that shared libraries define mean their definitions: the libraries use them already.

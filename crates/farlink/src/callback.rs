@@ -121,20 +121,26 @@ impl Session {
     ///
     /// Fails if the executor cannot call back, as LLVM's cannot, or has no memory.
     pub fn callback<S, F: Callback<S>>(&self, name: &str, closure: F) -> Result<CallbackFunction<S>, Error> {
-        let inner = self.inner();
-        let executor = inner.runtime()?.executor();
+        let executor = self.inner().runtime()?.executor();
         let entry = executor.info().value(CALLBACK_ENTRY_KEY).and_then(|value| from_bytes(value).ok());
-        let entry: ExecutorAddr = entry.ok_or(farlink_rpc::CallError::Missing(CALLBACK_ENTRY_KEY))?;
+        self.callback_at(entry.ok_or(farlink_rpc::CallError::Missing(CALLBACK_ENTRY_KEY))?, name, closure)
+    }
+
+    /// As [`Self::callback`], by the executor's code at `entry`.
+    pub(crate) fn callback_at<S, F: Callback<S>>(
+        &self,
+        entry: ExecutorAddr,
+        name: &str,
+        closure: F,
+    ) -> Result<CallbackFunction<S>, Error> {
+        let inner = self.inner();
+        let session = inner.runtime()?.executor().object(DISPATCH_CONTEXT)?.as_u64();
         let (arguments, result) = F::SHAPES;
         let checked = move |given: &Arguments| (given.shape() == arguments).then(|| closure.call(given));
         let tag = inner.callbacks.add(name, Arc::new(checked));
-        let descriptor = CallbackDescriptor {
-            session: executor.object(DISPATCH_CONTEXT)?.as_u64(),
-            tag,
-            result: result.to_word(),
-            arguments: arguments.to_word(),
-        };
-        let made = self.place_stub(entry, &descriptor).inspect_err(|_| inner.callbacks.remove(tag));
+        let (result, arguments) = (result.to_word(), arguments.to_word());
+        let made = self.place_stub(entry, &CallbackDescriptor { session, tag, result, arguments });
+        let made = made.inspect_err(|_| inner.callbacks.remove(tag));
         let (addr, memory) = made.map_err(|error| inner.explain(error))?;
         Ok(CallbackFunction { session: self.clone(), tag, addr, memory: Some(memory), signature: PhantomData })
     }

@@ -334,8 +334,12 @@ impl Claim {
     }
 }
 
-/// Returns the definition of `name` that counts. For a strong reference the archive member that has it is loaded.
+/// Returns the definition of `name` that counts. For a strong reference, one that a closure is to make is taken note of, or
+/// the archive member that has it is loaded.
 fn defined(state: &mut State, name: &str, strong: bool) -> Result<Option<Definition>, Error> {
+    if strong && state.lazy.is_there() && state.table.winner(name).is_none() && state.lazy.want(name) {
+        return Ok(None);
+    }
     if strong && !state.archives.is_empty() && state.table.winner(name).is_none() {
         load_member(state, name, false)?;
     }

@@ -112,6 +112,17 @@ pub enum Error {
         /// Which closure, and what it said.
         text: String,
     },
+    /// A redirectable symbol was to lead to an object that does not define it.
+    #[error("the object defines no redirectable symbol: Library::define_redirectable has to come before the object")]
+    NotRedirectable,
+    /// A closure did not make the definitions that it stands for.
+    #[error("{symbols} cannot be defined: {error}")]
+    Materialize {
+        /// What it was to define.
+        symbols: String,
+        /// What it said.
+        error: Arc<dyn std::error::Error + Send + Sync>,
+    },
     /// A session without an executor cannot run anything.
     #[error("this session only links; it has no executor to run code in")]
     NoExecution,

@@ -177,6 +177,45 @@ impl Session {
         self.named_function("the function", addr)
     }
 
+    /// Calls the function at an address of the executor's with words that are known only when the program runs: for those who
+    /// know signatures only then. With a `timeout`, a call in another process is waited for that long.
+    ///
+    /// # Errors
+    ///
+    /// As [`Function::call`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Function::call`]. If the result is in memory, the first integer is for its address.
+    pub unsafe fn call_words(
+        &self,
+        function: ExecutorAddr,
+        arguments: Arguments,
+        result: ResultShape,
+        timeout: Option<Duration>,
+    ) -> Result<Returned, Error> {
+        let inner = self.inner();
+        let (flight, call) = (inner.flights.take_off(), NativeCall { function, result, arguments });
+        let returned = if let Connection::InProcess = inner.connection {
+            // SAFETY: the executor is this process, and the function may be called so (caller).
+            unsafe { farlink_executor::call_native(&call) }.map_err(CallError::OutOfBand)
+        } else {
+            let pending = inner.runtime()?.executor().bind(CALL_NATIVE)?.call(&call);
+            let timed_out = |timeout| inner.stuck(&format!("the function at {function}"), timeout);
+            match timeout {
+                None => pending.wait(),
+                Some(timeout) => pending.wait_timeout(timeout).ok_or_else(|| timed_out(timeout))?,
+            }
+        };
+        inner.flights.land(flight);
+        let returned = returned.map_err(|error| inner.explain(error.into()))?;
+        if returned.bytes().len() == result.bytes() {
+            return Ok(returned);
+        }
+        let text = format!("{} bytes came back for a result of {}", returned.bytes().len(), result.bytes());
+        Err(Error::Refused { operation: "call a function", text })
+    }
+
     pub(crate) fn named_function<S: Signature>(&self, name: &str, addr: ExecutorAddr) -> Result<Function<S>, Error> {
         let inner = self.inner();
         let callee = match inner.connection {
@@ -222,17 +261,26 @@ impl<S: Signature> Function<S> {
         }
         let (function, result) = (self.addr, S::Result::SHAPE);
         let call = NativeCall { function, result, arguments: S::arguments(args) };
+        let flight = self.inner().flights.take_off();
         // SAFETY: the executor is this process, and the function may be called so (caller).
         let returned = unsafe { farlink_executor::call_native(&call) };
+        self.inner().flights.land(flight);
         let returned = returned.map_err(|text| Error::Call(CallError::OutOfBand(text)))?;
         decode::<S>(&returned)
     }
 
     fn call_remote(&self, args: S::Args) -> Result<<S::Result as CResult>::Value, Error> {
+        let flight = self.inner().flights.take_off();
         let pending = self.send(args);
-        let Some(timeout) = self.timeout else { return self.finish(pending.wait()) };
-        let timed_out = || self.inner().stuck(&self.name, timeout);
-        pending.wait_timeout(timeout).ok_or_else(timed_out).and_then(|result| self.finish(result))
+        let result = match self.timeout {
+            None => pending.wait(),
+            Some(timeout) => {
+                let timed_out = || self.inner().stuck(&self.name, timeout);
+                pending.wait_timeout(timeout).ok_or_else(timed_out)?
+            }
+        };
+        self.inner().flights.land(flight);
+        self.finish(result)
     }
 
     /// Calls the function without waiting for its result. In-process it has returned when this returns.
@@ -248,8 +296,11 @@ impl<S: Signature> Function<S> {
             // SAFETY: as for this function (caller).
             return Pending::ready(unsafe { self.call(args) });
         }
-        let function = self.clone();
-        self.send(args).map(move |result| function.finish(result))
+        let (function, flight) = (self.clone(), self.inner().flights.take_off());
+        self.send(args).map(move |result| {
+            function.inner().flights.land(flight);
+            function.finish(result)
+        })
     }
 
     fn send(&self, args: S::Args) -> Pending<Result<Returned, CallError>> {

@@ -32,6 +32,7 @@ impl SessionBuilder {
             runtime: None,
             callbacks: Arc::default(),
             deaths: Deaths::default(),
+            flights: crate::flight::Flights::default(),
             call_timeout: None,
             ends_when_stuck: false,
             hardening: Hardening::default(),

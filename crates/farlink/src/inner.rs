@@ -4,6 +4,7 @@ use crate::Error;
 use crate::callback::Callbacks;
 use crate::death::Deaths;
 use crate::death::Reporter;
+use crate::flight::Flights;
 use crate::harden::Hardening;
 use crate::perf::PerfFile;
 use crate::process::Process;
@@ -47,6 +48,7 @@ pub(crate) struct SessionInner {
     /// What is wanted of the executor before it runs linked code.
     pub(crate) hardening: Hardening,
     pub(crate) deaths: Deaths,
+    pub(crate) flights: Flights,
     /// Whether graphs are kept after they have been linked, to be shown.
     pub(crate) keeps_graphs: bool,
     /// Whether, without an executor, what is defined nowhere has the address 0.

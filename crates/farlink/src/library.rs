@@ -58,6 +58,22 @@ pub struct ObjectMemory {
     pub debug_info: Vec<(AllocGroup, ExecutorAddrRange)>,
 }
 
+impl Object {
+    pub(crate) fn id(self) -> ObjectId {
+        self.id
+    }
+
+    pub(crate) fn serial(self) -> u64 {
+        self.serial
+    }
+
+    /// Returns what is no object of any library.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Self { id: ObjectId(u32::MAX), serial: u64::MAX }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectId(pub(crate) u32);
 
@@ -98,6 +114,10 @@ impl LibraryInner {
 }
 
 impl Library {
+    pub(crate) fn from_inner(inner: Arc<LibraryInner>) -> Self {
+        Self { inner }
+    }
+
     pub(crate) fn new(name: &str, session: Arc<SessionInner>) -> Self {
         let (state, drops_unused, settled) = (Mutex::default(), AtomicBool::new(false), Condvar::new());
         let kept = Mutex::default();
@@ -345,15 +365,8 @@ impl Library {
     pub fn remove(&self, object: Object) -> Result<(), Error> {
         let session = &self.inner.session;
         let (leaving, memory) = {
-            let mut state = self.inner.wait_settled(&[object.id]);
-            let slot = state.objects.get(object.id.0 as usize);
-            let slot = slot.filter(|slot| slot.serial == object.serial && !matches!(slot.state, ObjectState::Removed));
-            let slot = slot.ok_or(Error::Removed)?;
-            if !slot.users.is_empty() {
-                let users = slot.users.iter().map(|&user| state.name_of(Some(user))).collect();
-                return Err(Error::InUse { object: slot.name.clone().into_string(), users });
-            }
-            let name = slot.name.clone();
+            let mut state = self.check_unused(object)?;
+            let name = state.object(object.id).name.clone();
             let ObjectState::Linked(mut linked) = state.remove(object.id) else { return Ok(()) };
             let leaving = session.leaves(&name, std::mem::take(&mut linked.code), linked.bytes.clone());
             (leaving, linked.into_memory())

@@ -2,6 +2,7 @@
 
 use crate::callback::Callbacks;
 use crate::death::{Deaths, Reporter};
+use crate::flight::Flights;
 use crate::hang::DEFAULT_PROTOCOL_TIMEOUT;
 use crate::harden::refused;
 pub(crate) use crate::inner::{Connection, SessionInner};
@@ -252,6 +253,7 @@ impl SessionBuilder {
             ends_when_stuck: self.ends_when_stuck,
             hardening,
             deaths: Deaths { reporter, ..Deaths::default() },
+            flights: Flights::default(),
             keeps_graphs: self.observed.keeps_graphs,
             undefined_zero: false,
             low_memory: self.low_memory,

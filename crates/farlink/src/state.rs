@@ -1,7 +1,9 @@
 //! What a library holds: its objects, each declared, being linked, linked or removed, and its archives.
 
+use crate::lazy::LazyNames;
 use crate::library::ObjectId;
 use crate::names::NameId;
+use crate::redirect::Redirects;
 use crate::resolved::Resolved;
 use crate::table::{Definition, Strength, SymbolTable};
 use crate::{Error, PhaseTimes};
@@ -27,6 +29,8 @@ pub(crate) struct State {
     /// What the executor has said of names that are defined elsewhere.
     pub(crate) resolved: Resolved,
     pub(crate) times: PhaseTimes,
+    pub(crate) redirects: Redirects,
+    pub(crate) lazy: LazyNames,
 }
 
 pub(crate) struct ObjectSlot {
@@ -88,7 +92,8 @@ impl State {
     }
 
     /// Enters an object and its definitions.
-    pub(crate) fn declare(&mut self, graph: LinkGraph) -> Result<ObjectId, Error> {
+    pub(crate) fn declare(&mut self, mut graph: LinkGraph) -> Result<ObjectId, Error> {
+        self.redirects.rename_versions(&mut graph, self.declared);
         let next = ObjectId(u32::try_from(self.objects.len()).expect("fewer objects than fit in memory"));
         let id = self.free.last().copied().unwrap_or(next);
         let mut defines = Vec::new();

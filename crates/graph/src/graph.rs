@@ -61,6 +61,11 @@ impl LinkGraph {
         self.arch
     }
 
+    /// Gives a symbol another name.
+    pub fn rename(&mut self, id: SymbolId, name: &str) {
+        self.symbols[id.index()].name = Text::Given(name.into());
+    }
+
     /// Keeps the graph as it is, for [`Self::restored`]: one that has not been read from an object.
     pub fn keep_pristine(&mut self) {
         self.pristine = Some(Arc::new(self.clone()));
@@ -78,6 +83,7 @@ impl LinkGraph {
             // Checked to be UTF-8 when the text was made.
             Text::Object(range) => std::str::from_utf8(&self.bytes[range.clone()]).unwrap_or_default(),
             Text::Own(text) => text,
+            Text::Given(text) => text,
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::{BlockId, ComdatId, SectionId, SymbolId};
 use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// An instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub enum Text {
     Object(Range<usize>),
     /// A name that the linker gave.
     Own(&'static str),
+    /// A name that somebody gave when the graph was there.
+    Given(Arc<str>),
 }
 
 /// The initial bytes of a block.

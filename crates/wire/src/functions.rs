@@ -315,3 +315,7 @@ pub const DISPATCH_FN: &str = "__llvm_orc_SimpleRemoteEPC_dispatch_fn";
 /// that the C function was called with, as [`Arguments`](crate::native::Arguments), and returns to C what comes back, a
 /// [`Returned`]. If that is an error, the process ends.
 pub const CALLBACK_ENTRY_KEY: &str = "farlink.callback.entry";
+
+/// Key of code that is entered as that of [`CALLBACK_ENTRY_KEY`], for a function of the controller without arguments that
+/// returns an address. The call that led there goes on at that address, with all its arguments as they were.
+pub const LAZY_ENTRY_KEY: &str = "farlink.callback.lazy_entry";

@@ -28,7 +28,7 @@ fn describe(error: ModuleError) -> String {
 impl Program {
     /// Begins an empty program in `session`, in which `print` does what `print` does.
     pub(crate) fn new(session: &Session, print: impl Fn(f64) + Send + Sync + 'static) -> Result<Self, String> {
-        let builder = FarlinkBuilder::new(session, default_libcall_names()).map_err(describe)?;
+        let builder = FarlinkBuilder::new(session, default_libcall_names()).map_err(describe)?.hotswap(true);
         let print = move |number: f64| {
             print(number);
             number
@@ -103,6 +103,8 @@ impl Program {
         translator.builder.seal_all_blocks();
         translator.builder.finalize(translator.module.target_config());
         translated.map_err(|text| format!("{}: {text}", function.name))?;
+        // A definition takes the place of the one before, if there is one.
+        let _ = self.module.prepare_for_function_redefine(id);
         self.module.define_function(id, &mut context).map_err(describe)
     }
 }

@@ -1,8 +1,9 @@
 //! Calls of C functions of any arguments, and what functions of the controller look like to linked code.
 
-use crate::native::{call_native, callback_entry};
+use crate::callback::{callback_entry, lazy_entry};
+use crate::native::call_native;
 use crate::wrap::{OutOfBand, wrappers};
-use farlink_wire::functions::CALLBACK_ENTRY_KEY;
+use farlink_wire::functions::{CALLBACK_ENTRY_KEY, LAZY_ENTRY_KEY};
 use farlink_wire::native::{NativeCall, Returned};
 use farlink_wire::setup::ExecutorInfo;
 
@@ -14,6 +15,7 @@ wrappers! { announce_functions:
 pub(crate) fn announce(info: &mut ExecutorInfo) {
     announce_functions(info);
     info.set_value(CALLBACK_ENTRY_KEY, &callback_entry());
+    info.set_value(LAZY_ENTRY_KEY, &lazy_entry());
 }
 
 fn run(call: NativeCall) -> Result<Returned, OutOfBand> {
