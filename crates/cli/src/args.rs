@@ -3,13 +3,14 @@
 use crate::doctor::{Probe, Target};
 use crate::map::Format;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use farlink::{Memory, Perf};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Links object code straight into another process and runs it there.
 #[derive(Parser)]
-#[command(name = "farlink", version, max_term_width = 110)]
+#[command(name = "farlink", version, max_term_width = 110, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -18,19 +19,83 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Link the inputs into an executor, run `main` there, and exit with its status.
+    #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
     /// Link the inputs at a chosen address without running them; write the image and a description.
+    #[command(after_help = LINK_EXAMPLES)]
     Link(LinkArgs),
     /// Show an object as the linker sees it.
+    #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
     /// Try every mechanism on this machine; say what works, what does not, why, and what farlink does about it.
     ///
     /// Ends with status 0 if farlink can run programs here.
+    #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorArgs),
+    /// Print what a shell needs to complete this command.
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write those of all subcommands.
+    #[command(after_help = MAN_EXAMPLES)]
+    Man(ManArgs),
     /// Be an executor. `farlink executor --help` tells how.
     #[command(disable_help_flag = true)]
     Executor(ExecutorArgs),
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  farlink run hello.c                       compile, link and run in a process of its own
+  farlink run -g --wait-for-debugger sum.c  the same, for gdb -p PID
+  farlink doctor                            what of this machine farlink can use
+  farlink run --help                        more, and more examples";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  farlink run hello.c -- a b                compile a program and run it with two arguments
+  farlink run main.o libfoo.a -l m          link objects, an archive and a library of the system
+  farlink run main.rs                       a Rust program; C++, Fortran and assembly likewise
+  farlink run --time --stats big.o          how long it takes, and what it takes
+  farlink run --trace t.json --map m.html big.o
+                                            when what happened, and where everything is
+  farlink run -g --wait-for-debugger sum.c  wait for gdb -p PID
+  perf record farlink run --perf busy.c     profile it; then perf report
+  farlink run --connect 'command:ssh host farlink-executor --stdio' main.o
+                                            run it on another machine
+
+The exit status is the program's. 125 is farlink's own, and 128 and up say which signal ended the program.";
+
+const LINK_EXAMPLES: &str = "\
+Examples:
+  farlink link --base 0x400000 --image out.bin --json out.json main.o
+                                            the linked bytes, and where everything is
+  farlink link --base 4096 --json - --undefined-zero main.o
+                                            what is defined nowhere has the address 0
+  farlink link --base 4096 --define puts=0x1000 --json - main.o
+                                            or an address of your choice";
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  farlink inspect main.o                    sections, blocks, edges and symbols
+  farlink inspect libz.a | less             of all members of an archive";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  farlink doctor                            what works here, what does not, and why
+  farlink doctor --json | jq .can_run       for programs
+  farlink doctor --executor ./my-executor   with another executor";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  source <(farlink completions bash)        in this shell
+  farlink completions zsh > ~/.zfunc/_farlink
+  farlink completions fish > ~/.config/fish/completions/farlink.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  farlink man | man -l -                    read it
+  farlink man --dir ~/.local/share/man/man1
+                                            install it";
 
 /// What to link.
 #[derive(Args)]
@@ -260,6 +325,20 @@ pub(crate) struct DoctorArgs {
     /// Try one mechanism in this process: for the command's own use.
     #[arg(long, value_enum, hide = true)]
     pub(crate) probe: Option<Probe>,
+}
+
+#[derive(Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
+}
+
+#[derive(Args)]
+pub(crate) struct ManArgs {
+    /// Write the pages of the command and of its subcommands into the folder DIR.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 #[derive(Args)]

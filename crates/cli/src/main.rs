@@ -13,12 +13,15 @@ mod error;
 mod inputs;
 mod inspect;
 mod link;
+mod manual;
 mod map;
+mod progress;
 mod run;
 mod rust;
 mod script;
 mod signals;
 mod stats;
+mod terminal;
 mod trace;
 
 use args::{Cli, Command};
@@ -47,10 +50,12 @@ fn main() -> ExitCode {
         Command::Link(args) => link::link(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
         Command::Executor(args) => return farlink::executor::main_with_args(args.args.into_iter()),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("farlink: {error}");
+        terminal::print_error(&error);
         ExitCode::from(FAILURE)
     })
 }

@@ -6,6 +6,7 @@ use crate::debugger;
 use crate::error::Error;
 use crate::inputs;
 use crate::map::Map;
+use crate::progress::{self, Progress};
 use crate::signals::Signals;
 use crate::stats;
 use crate::trace::{self, Trace};
@@ -33,18 +34,21 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     if args.gc_sections || inputs::has_rust_program(&args.input) {
         library.drop_unused();
     }
+    let progress = Progress::start(&session);
+    let mut watch = Watch { clock, progress, linked: Linked::default() };
     inputs::add(&library, &args.input, loaded)?;
     let mut program = vec![inputs::program_name(&args.input)];
     program.extend(args.args.iter().cloned());
     signals.run((!args.in_process).then_some(&session));
-    let mut linked = Linked::default();
-    let mut outcome = link_and_execute(&session, &library, &args, &program, &mut clock, &mut linked);
+    let mut outcome = link_and_execute(&session, &library, &args, &program, &mut watch);
     let is_undefined = matches!(&outcome, Err(Error::Farlink(farlink::Error::Undefined(_))));
     if is_undefined && inputs::add_needed(&library, &as_needed)? {
-        outcome = link_and_execute(&session, &library, &args, &program, &mut clock, &mut linked);
+        outcome = link_and_execute(&session, &library, &args, &program, &mut watch);
     }
     let outcome = outcome.map_err(|error| explain_entry(error, &args));
-    clock.lap(if args.wants_link_first() { "run" } else { "link and run" });
+    let Watch { mut clock, progress, linked } = watch;
+    clock.lap(if clock.has("link") { "run" } else { "link and run" });
+    drop(progress);
     signals.ended();
     if args.time {
         clock.print(&library);
@@ -73,6 +77,7 @@ fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
     let builder = Session::builder().low_memory(needs.low_memory).trace(traces).keep_graphs(traces || maps);
     let builder = builder.debug(args.input.debug || args.wait_for_debugger);
     let builder = args.perf.into_iter().fold(builder, |builder, form| builder.perf(form.into()));
+    let builder = builder.tell_progress(progress::is_wanted());
     if args.in_process {
         return Ok(builder.in_process()?);
     }
@@ -116,13 +121,14 @@ fn link_and_execute(
     library: &Library,
     args: &RunArgs,
     program: &[OsString],
-    clock: &mut Clock,
-    linked: &mut Linked,
+    watch: &mut Watch,
 ) -> Result<ExitStatus, Error> {
-    if args.wants_link_first() {
+    if args.wants_link_first() || watch.progress.is_some() {
         library.link_program(&args.entry, program)?;
-        clock.lap("link");
-        *linked = look(session, library, args)?;
+        watch.clock.lap("link");
+        // The terminal is the program's from here on.
+        watch.progress = None;
+        watch.linked = look(session, library, args)?;
     }
     execute(library, args, program)
 }
@@ -131,6 +137,13 @@ fn link_and_execute(
 fn output_file(path: &Path) -> Result<(&Path, File), Error> {
     let file = File::create(path).map_err(|error| Error::Write { path: path.to_owned(), error })?;
     Ok((path, file))
+}
+
+/// What is seen of a run.
+struct Watch {
+    clock: Clock,
+    progress: Option<Progress>,
+    linked: Linked,
 }
 
 /// What is known of a program that has been linked and does not run yet.
@@ -214,6 +227,10 @@ pub(crate) struct Clock {
 impl Clock {
     fn start() -> Self {
         Self { started: farlink::trace_now(), last: Instant::now(), laps: Vec::new() }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.laps.iter().any(|&(lap, _)| lap == name)
     }
 
     /// Returns when the run began, as the spans of a trace have it.

@@ -1,13 +1,11 @@
 //! What was found, for people and for programs.
 
 use super::{Finding, Status};
+use crate::terminal::{Paint, WIDTH, wrap};
 use farlink::executor::probe::c_library;
 use rustix::system::uname;
 use serde_json::{Value, json};
-use std::io::{self, IsTerminal, Write};
-
-/// Columns of text where the width of the terminal is not known.
-const WIDTH: usize = 100;
+use std::io::{self, Write};
 
 /// Returns what this machine is, by what it is called in the report.
 fn machine() -> [(&'static str, String); 5] {
@@ -52,7 +50,7 @@ pub(super) fn json(findings: &[Finding], can_run: bool) -> io::Result<()> {
 /// Prints a table for people; `ways` are those in which an executor can be run.
 pub(super) fn text(findings: &[Finding], ways: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    let paint = Paint(io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    let paint = Paint::on(&io::stdout());
     let [system, architecture, c_library, processors, page] = machine().map(|(_, value)| value);
     let version = env!("CARGO_PKG_VERSION");
     writeln!(
@@ -68,16 +66,16 @@ pub(super) fn text(findings: &[Finding], ways: &str) -> io::Result<()> {
         print(&mut out, finding, paint)?;
     }
     if ways.is_empty() {
-        writeln!(out, "\n{}", paint.status(Status::Fails, "farlink cannot run programs here"))
+        writeln!(out, "\n{}", painted(paint, Status::Fails, "farlink cannot run programs here"))
     } else {
-        writeln!(out, "\n{} ({ways})", paint.status(Status::Works, "farlink can run programs here"))
+        writeln!(out, "\n{} ({ways})", painted(paint, Status::Works, "farlink can run programs here"))
     }
 }
 
 fn print(out: &mut impl Write, finding: &Finding, paint: Paint) -> io::Result<()> {
     const INDENT: &str = "           ";
     let status = format!("{:<7}", name(finding.status));
-    let title = format!("  {}  {}", paint.status(finding.status, &status), finding.name);
+    let title = format!("  {}  {}", painted(paint, finding.status, &status), finding.name);
     // What is short stands beside the name.
     let is_short = INDENT.len() + finding.name.len() + 2 + finding.seen.chars().count() <= WIDTH;
     if finding.seen.is_empty() {
@@ -86,53 +84,25 @@ fn print(out: &mut impl Write, finding: &Finding, paint: Paint) -> io::Result<()
         writeln!(out, "{title}: {}", finding.seen)?;
     } else {
         writeln!(out, "{title}:")?;
-        wrap(out, INDENT, "", &finding.seen, paint)?;
+        print_wrapped(out, INDENT, "", &finding.seen, paint)?;
     }
-    wrap(out, INDENT, "farlink: ", &finding.farlink, paint)
+    print_wrapped(out, INDENT, "farlink: ", &finding.farlink, paint)
 }
 
-/// Prints text in lines that are not too long.
-fn wrap(out: &mut impl Write, indent: &str, label: &str, text: &str, paint: Paint) -> io::Result<()> {
-    let mut line = label.to_owned();
-    let mut is_empty = true;
-    for word in text.split_whitespace() {
-        if !is_empty && indent.len() + line.chars().count() + 1 + word.chars().count() > WIDTH {
-            writeln!(out, "{indent}{}", paint.dim(&line))?;
-            line = " ".repeat(label.len());
-            is_empty = true;
-        }
-        if !is_empty {
-            line.push(' ');
-        }
-        line += word;
-        is_empty = false;
+/// Prints text in lines that are not too long, with a label before the first.
+fn print_wrapped(out: &mut impl Write, indent: &str, label: &str, text: &str, paint: Paint) -> io::Result<()> {
+    let mut label = label.to_owned();
+    for line in wrap(text, WIDTH - indent.len() - label.len()) {
+        writeln!(out, "{indent}{}", paint.dim(&format!("{label}{line}")))?;
+        label = " ".repeat(label.len());
     }
-    writeln!(out, "{indent}{}", paint.dim(&line))
+    Ok(())
 }
 
-/// Colours, on a terminal.
-#[derive(Clone, Copy)]
-struct Paint(bool);
-
-impl Paint {
-    fn with(self, code: &str, text: &str) -> String {
-        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-
-    fn bold(self, text: &str) -> String {
-        self.with("1", text)
-    }
-
-    fn dim(self, text: &str) -> String {
-        self.with("2", text)
-    }
-
-    fn status(self, status: Status, text: &str) -> String {
-        let code = match status {
-            Status::Works => "32",
-            Status::Limited => "33",
-            Status::Fails => "31",
-        };
-        self.with(code, text)
+fn painted(paint: Paint, status: Status, text: &str) -> String {
+    match status {
+        Status::Works => paint.green(text),
+        Status::Limited => paint.yellow(text),
+        Status::Fails => paint.red(text),
     }
 }
