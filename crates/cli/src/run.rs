@@ -74,7 +74,10 @@ const USUAL_TLS_BYTES: u64 = 512;
 
 fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
     let (traces, maps) = (args.trace.is_some(), args.map.is_some());
-    let builder = Session::builder().low_memory(needs.low_memory).trace(traces).keep_graphs(traces || maps);
+    let builder = Session::builder()
+        .low_memory(needs.low_memory)
+        .trace(traces)
+        .keep_graphs(traces || maps || args.stats.is_some());
     let builder = builder.debug(args.input.debug || args.wait_for_debugger);
     let builder = args.perf.into_iter().fold(builder, |builder, form| builder.perf(form.into()));
     let builder = builder.tell_progress(progress::is_wanted());
@@ -155,10 +158,10 @@ struct Linked {
 
 /// Looks at what has been linked, for whatever somebody wants to know.
 fn look(session: &Session, library: &Library, args: &RunArgs) -> Result<Linked, Error> {
-    if let Some(format) = args.stats {
-        stats::print(&session.stats()?, format);
-    }
     let graphs = library.linked_graphs();
+    if let Some(format) = args.stats {
+        stats::print(&session.stats()?, library, &graphs, format);
+    }
     let trace = args.trace.as_ref().map(|_| trace::take(session, args.in_process, &graphs)).transpose()?;
     let map = args
         .map

@@ -160,3 +160,27 @@ fn map_without_a_format() {
     let text = run.args(["--map", "map.png"]).failure();
     assert!(text.contains(".svg, .html or .json"), "{text}");
 }
+
+/// The statistics say what was linked and how long each phase took, as a table too.
+#[test]
+fn statistics_of_objects() {
+    let Program { dir, run } = program(&["--stats=json"]);
+    let output = run.output();
+    assert_eq!(output.code, Some(42), "{output:?}");
+    let stats: Value = serde_json::from_str(&output.stderr).unwrap();
+    let linked = &stats["linked"];
+    let sizes = ["main.c.o", "answer.c.o"].map(|name| std::fs::metadata(dir.path().join(name)).unwrap().len());
+    assert_eq!((&linked["objects"], &linked["input_bytes"]), (&2.into(), &sizes.iter().sum::<u64>().into()));
+    assert_eq!((&linked["global_symbols"], &linked["zero_fill_bytes"]), (&2.into(), &4.into()));
+    // A call; two uses of the variable; the initializer in its array. Those of unwind information come on top.
+    assert!(linked["relocations"].as_u64().unwrap() >= 4, "{linked}");
+    assert!(linked["sections"].as_u64().unwrap() >= 6 && linked["content_bytes"].as_u64().unwrap() > 40, "{linked}");
+    let phases: Vec<&String> = stats["milliseconds"].as_object().unwrap().keys().collect();
+    assert_eq!(phases, ["allocate", "finalize", "fix_up", "initialize", "parse", "prepare", "resolve"]);
+    assert!(stats["milliseconds"]["initialize"].as_f64().unwrap() > 0.0);
+    let Program { dir: _dir, run } = program(&["--stats"]);
+    let table = run.output().stderr;
+    let row = |name: &str| table.lines().find(|line| line.trim_start().starts_with(name)).map(str::to_owned);
+    assert!(row("objects").unwrap().trim().ends_with(" 2"), "{table}");
+    assert!(table.contains("milliseconds\n") && row("fix_up").is_some(), "{table}");
+}

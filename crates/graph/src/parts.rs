@@ -100,6 +100,12 @@ pub struct Block {
 }
 
 impl Block {
+    /// Returns whether the block is linked because something live reaches it: not before pruning.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
     /// Returns whether the block is zeros that take no bytes.
     #[must_use]
     pub fn is_zero_fill(&self) -> bool {
