@@ -18,6 +18,25 @@
 
 #![deny(unsafe_code)]
 
+// The programs of the guide compile.
+#[cfg(doctest)]
+mod guide {
+    macro_rules! chapters {
+        ($($name:ident = $file:literal;)*) => {$(
+            #[doc = include_str!(concat!("../../../docs/guide/", $file))]
+            pub struct $name;
+        )*};
+    }
+
+    chapters! {
+        FirstLink = "first-link.md";
+        OutOfProcess = "out-of-process.md";
+        SharedData = "shared-data.md";
+        Hardening = "hardening.md";
+        AnotherMachine = "another-machine.md";
+    }
+}
+
 #[doc(hidden)]
 pub mod abi;
 mod backtrace;
