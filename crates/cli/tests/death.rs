@@ -122,6 +122,17 @@ fn faults_are_reported() {
     }
 }
 
+/// Names of C++ are shown as people write them.
+#[test]
+fn names_are_demangled() {
+    let source = "namespace shapes { template <class T> struct Circle { T *at; __attribute__((noinline)) T area() { return *at; } }; }\n\
+        int main() { shapes::Circle<int> circle = {(int *)8}; return circle.area() + 1; }";
+    let dir = TempDir::new().unwrap();
+    let object = compile(dir.path(), "shapes.cc", source, &["-O1", "-fPIC"]);
+    let output = Farlink::new().arg("run").arg(&object).output();
+    assert!(output.stderr.contains("in shapes::Circle<int>::area()+"), "{output:?}");
+}
+
 /// Where no report can be left, in a thread of linked code whose stack is full, the program dies as natively, and that is
 /// said.
 #[test]

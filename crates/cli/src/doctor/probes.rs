@@ -95,28 +95,31 @@ impl Probe {
             Self::Futex => (
                 MEMORY,
                 "waking through shared memory (futex)",
-                "nothing yet: calls go through a socket",
+                "sends small messages through a ring in shared memory",
                 "nothing: calls go through a socket",
             ),
             Self::DenyWriteExecute => (
                 HARDENING,
                 "memory never both written and executable (PR_SET_MDWE)",
-                "places code so that an executor under it can run; setting it is left to whoever starts the executor",
+                "locks hardened executors with it: no protection gains execution",
                 "needs nothing of it: stripes have no page that is writable and executable",
             ),
-            Self::SealMapping => {
-                (HARDENING, "mappings that cannot be changed (mseal)", "nothing yet", "needs nothing of it")
-            }
+            Self::SealMapping => (
+                HARDENING,
+                "mappings that cannot be changed (mseal)",
+                "seals code and constants of hardened executors",
+                "hardens executors without it: code still cannot be made writable, but can be unmapped",
+            ),
             Self::Seccomp => (
                 HARDENING,
                 "refusing system calls (seccomp)",
-                "nothing yet: a filter may be put on the executor by whoever starts it",
-                "needs nothing of it",
+                "refuses hardened executors system calls that make code or reach other processes",
+                "has no hardened executors",
             ),
             Self::Landlock => (
                 HARDENING,
                 "refusing files and networks (Landlock)",
-                "nothing yet: rules may be put on the executor by whoever starts it",
+                "keeps hardened executors from /proc/*/mem and from other processes",
                 "needs nothing of it",
             ),
             Self::StaticThreadLocal => (
