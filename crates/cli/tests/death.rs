@@ -311,6 +311,29 @@ fn every_call_says_how() {
     }
 }
 
+/// What dies in a destructor, while its object or its library is removed, is named all the same.
+#[test]
+fn deaths_at_the_end_of_objects() {
+    let source = "int here(void) { return 1; }\n\
+        __attribute__((destructor)) static void at_its_end(void) { *(volatile int *)8 = 1; }";
+    let dir = TempDir::new().unwrap();
+    let object = fs::read(compile(dir.path(), "end.c", source, &["-O1", "-fPIC"])).unwrap();
+    for drops_library in [false, true] {
+        let (session, _library) = session(Memory::Shared);
+        let library = session.create_library("ends");
+        let object = library.add_object("end.o", object.as_slice()).unwrap();
+        library.lookup("here").unwrap();
+        if drops_library {
+            drop(library);
+        } else {
+            let error = library.remove(object).unwrap_err().to_string();
+            assert!(error.contains("in at_its_end+"), "{error}");
+        }
+        let _ = session.wait();
+        assert!(session.death().unwrap().to_string().contains("in at_its_end+"), "{drops_library}");
+    }
+}
+
 /// A session in this process sets no handler.
 #[test]
 fn in_process_sessions_set_no_handler() {

@@ -22,7 +22,7 @@ impl SessionBuilder {
     /// have proved that they know `secret`, unless it is none, as `--insecure` needs it.
     ///
     /// What follows is neither encrypted nor protected against change. An executor on another machine needs
-    /// [`Memory::Remote`].
+    /// [`Memory::Remote`](crate::Memory::Remote).
     ///
     /// # Errors
     ///

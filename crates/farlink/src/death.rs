@@ -237,17 +237,13 @@ pub(crate) struct Deaths {
     pub(crate) found: OnceLock<Arc<Death>>,
 }
 
-/// The code of an object that is being removed.
-pub(crate) struct LeavingCode {
-    object: String,
-    code: Box<[CodePlace]>,
-    bytes: Bytes,
-}
+/// The code of objects that are being removed: what each is called, where its code is, and its bytes.
+pub(crate) type LeavingCode = Vec<(Box<str>, Box<[CodePlace]>, Bytes)>;
 
 impl SessionInner {
     /// Takes note of code that is being removed, until [`Self::has_left`].
-    pub(crate) fn leaves(&self, object: &str, code: Box<[CodePlace]>, bytes: Bytes) -> Arc<LeavingCode> {
-        let leaving = Arc::new(LeavingCode { object: object.to_owned(), code, bytes });
+    pub(crate) fn leaves(&self, code: LeavingCode) -> Arc<LeavingCode> {
+        let leaving = Arc::new(code);
         self.deaths.leaving.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&leaving));
         leaving
     }
@@ -322,9 +318,9 @@ impl LinkedCode {
                 }
             }
         }
-        for LeavingCode { object, code, bytes } in leaving.iter().map(|leaving| &**leaving) {
+        for (object, code, bytes) in leaving.iter().flat_map(|leaving| &**leaving) {
             places.extend(code.iter().map(|&place| (place, objects.len())));
-            objects.push((object.clone(), bytes.clone()));
+            objects.push((object.to_string(), bytes.clone()));
         }
         places.sort_by_key(|(place, _)| place.addr);
         Self { places, objects }

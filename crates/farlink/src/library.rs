@@ -368,7 +368,7 @@ impl Library {
             let mut state = self.check_unused(object)?;
             let name = state.object(object.id).name.clone();
             let ObjectState::Linked(mut linked) = state.remove(object.id) else { return Ok(()) };
-            let leaving = session.leaves(&name, std::mem::take(&mut linked.code), linked.bytes.clone());
+            let leaving = session.leaves(vec![(name, std::mem::take(&mut linked.code), linked.bytes.clone())]);
             (leaving, linked.into_memory())
         };
         let ended =
@@ -420,16 +420,19 @@ impl Library {
 impl Drop for LibraryInner {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let states = state.objects.drain(..).map(|slot| slot.state);
-        let memory: Vec<_> = states
-            .flat_map(|state| match state {
-                ObjectState::Linked(linked) => linked.into_memory(),
-                _ => Vec::new(),
-            })
-            .collect();
+        let (mut memory, mut leaving) = (Vec::new(), Vec::new());
+        for slot in state.objects.drain(..) {
+            if let ObjectState::Linked(mut linked) = slot.state {
+                leaving.push((slot.name, std::mem::take(&mut linked.code), linked.bytes.clone()));
+                memory.extend(linked.into_memory());
+            }
+        }
         if !memory.is_empty() {
             // Nobody is left to be told that something failed at its end; the memory comes back all the same.
-            let _ = self.session.memory.deallocate(memory).wait();
+            let leaving = self.session.leaves(leaving);
+            if self.session.memory.deallocate(memory).wait().is_ok() {
+                self.session.has_left(&leaving);
+            }
         }
     }
 }
