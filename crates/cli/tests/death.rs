@@ -122,6 +122,20 @@ fn faults_are_reported() {
     }
 }
 
+/// The executor program, which begins without Rust's start-up code, reports an overflown stack too.
+#[test]
+fn overflow_in_the_executor_program() {
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_farlink")).with_file_name("farlink-executor");
+    if !program.exists() {
+        eprintln!("SKIPPED overflow_in_the_executor_program: {} has not been built", program.display());
+        return;
+    }
+    let run = Farlink::new().arg("run").arg("--executor").arg(program).arg(&OBJECT.object);
+    let output = run.args(["--", "overflow"]).output();
+    assert_eq!(output.code, Some(128 + 11));
+    assert!(output.stderr.contains("the stack has overflown; in overflow+"), "{output:?}");
+}
+
 /// Names of C++ are shown as people write them.
 #[test]
 fn names_are_demangled() {

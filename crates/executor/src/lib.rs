@@ -47,6 +47,8 @@ mod server;
 #[allow(unsafe_code)]
 mod services;
 #[allow(unsafe_code)]
+mod signal_stack;
+#[allow(unsafe_code)]
 mod signals;
 mod trace;
 #[allow(unsafe_code)]

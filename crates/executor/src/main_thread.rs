@@ -3,7 +3,7 @@
 //! In an executor's process it waits for jobs. In a process that is not an executor, or while a job runs, jobs run on
 //! the thread that has them, unless only the main thread will do.
 
-use crate::fork;
+use crate::{fork, report};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
@@ -86,6 +86,7 @@ pub(crate) fn prepare() -> Jobs {
 /// Runs jobs until [`stop`] is called and those that were sent before have run.
 pub(crate) fn serve(jobs: &Jobs) {
     for job in &jobs.0 {
+        report::prepare_thread();
         job();
     }
 }

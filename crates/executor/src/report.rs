@@ -9,6 +9,7 @@
 //! Linked code sees the default action where a handler of ours is: see [`crate::dispositions`].
 
 use crate::registry::session;
+use crate::signal_stack;
 use crate::wrap::{OutOfBand, wrappers};
 use farlink_addr::ExecutorAddr;
 use farlink_mem::SharedArea;
@@ -90,7 +91,7 @@ pub(crate) fn action() -> libc::sigaction {
     // SAFETY: the structure is plain bytes.
     let mut own: libc::sigaction = unsafe { std::mem::zeroed() };
     own.sa_sigaction = handler_address();
-    // Threads of this process have an alternate stack, for when theirs is full. Others have what they have.
+    // Threads that run calls have an alternate stack, for when theirs is full. Others have what they have.
     own.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
     // SAFETY: the set is there to be written. Nothing may come between the report and the end.
     unsafe { libc::sigfillset(&raw mut own.sa_mask) };
@@ -100,6 +101,13 @@ pub(crate) fn action() -> libc::sigaction {
 /// Whether a controller wants reports.
 pub(crate) fn is_wanted() -> bool {
     !MEMORY.load(Ordering::Relaxed).is_null()
+}
+
+/// Makes sure that a report can be written also when the calling thread's stack is full, if reports are wanted.
+pub(crate) fn prepare_thread() {
+    if is_wanted() {
+        signal_stack::ensure();
+    }
 }
 
 pub(crate) fn handler_address() -> usize {

@@ -1,7 +1,7 @@
 //! Serving one controller, from the first message to the end of the process.
 
 use crate::registry::Registered;
-use crate::{fork, main_thread, services, trace};
+use crate::{fork, main_thread, report, services, trace};
 use farlink_addr::ExecutorAddr;
 use farlink_mem::wrapper::call_wrapper;
 use farlink_rpc::{Disconnected, Endpoint, Handler, Options, Transport, accept};
@@ -48,6 +48,7 @@ struct Calls;
 impl Handler for Calls {
     #[allow(unsafe_code)]
     fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Result<Vec<u8>, String> {
+        report::prepare_thread();
         // SAFETY: the controller names a function of this process, announced or linked. The executor trusts its
         // controller with its own memory; the null address is refused.
         let result = trace::span(function, || unsafe { call_wrapper(function, &args) });
