@@ -64,7 +64,7 @@ impl<T: Send + 'static> Pending<T> {
             State::Ready(value) => value.expect(TAKEN_ONCE),
             State::Slot(slot, driver) => {
                 if let Some(driver) = driver {
-                    driver.drive(&|| slot.is_full());
+                    driver.drive(&|| slot.is_full(), None);
                 }
                 slot.wait()
             }
@@ -85,8 +85,12 @@ impl<T: Send + 'static> Pending<T> {
     fn wait_until(self, deadline: Instant) -> Option<T> {
         match self.0 {
             State::Ready(value) => Some(value.expect(TAKEN_ONCE)),
-            // Without working meanwhile, which may take longer.
-            State::Slot(slot, _) => slot.wait_until(deadline),
+            State::Slot(slot, driver) => {
+                if let Some(driver) = driver {
+                    driver.drive(&|| slot.is_full(), Some(deadline));
+                }
+                slot.wait_until(deadline)
+            }
             State::Waiting(source) => source.wait_until(deadline),
         }
     }

@@ -42,7 +42,7 @@ mod primitive {
             self.value.swap(value, ordering)
         }
 
-        pub(super) fn wait(&self, expected: u32) {
+        pub(super) fn wait(&self, expected: u32, _timeout: Option<std::time::Duration>) {
             let guard = self.lock.lock().unwrap();
             if self.value.load(Ordering::SeqCst) == expected {
                 drop(self.woken.wait(guard).unwrap());
@@ -125,7 +125,7 @@ impl Ends {
         if let Some(mut attendant) = self.inbound.attend(&self.memory) {
             while !is_done() {
                 if !self.receive(&mut attendant) {
-                    attendant.sleep(is_done);
+                    attendant.sleep(is_done, None);
                 }
             }
             self.leave(attendant);
@@ -203,7 +203,7 @@ fn closing_frees_the_reader() {
                 let Some(mut attendant) = ends.inbound.attend(&ends.memory) else { return };
                 while !ends.inbound.is_closed() {
                     if !ends.receive(&mut attendant) {
-                        attendant.sleep(|| false);
+                        attendant.sleep(|| false, None);
                     }
                 }
             })
@@ -227,7 +227,7 @@ fn a_nudge_is_not_lost() {
                 let stop = || stop.load(Ordering::SeqCst);
                 let attendant = ends.inbound.attend(&ends.memory).unwrap();
                 while !stop() {
-                    attendant.sleep(stop);
+                    attendant.sleep(stop, None);
                 }
             })
         };

@@ -29,6 +29,7 @@ use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 use sys::{Mapping, WORDS};
 
 type Attendant<'a> = queue::Attendant<'a, WORDS>;
@@ -109,11 +110,12 @@ impl Ring {
         has_message
     }
 
-    /// Waits until there is a message, the ring is closed, or `stop` is true. May return without cause.
-    fn wait(&self, attendant: &Attendant<'_>, stop: &dyn Fn() -> bool) {
+    /// Waits until there is a message, the ring is closed, `stop` is true or the deadline has passed. May return without
+    /// cause.
+    fn wait(&self, attendant: &Attendant<'_>, stop: &dyn Fn() -> bool, deadline: Option<Instant>) {
         let peers_processor = self.incoming().writers_processor();
         let is_ready = || attendant.has_message() || self.inbound.is_closed();
-        self.spin.wait(peers_processor, is_ready, stop, |stop| attendant.sleep(stop));
+        self.spin.wait(peers_processor, is_ready, stop, |stop| attendant.sleep(stop, time_left(deadline)));
     }
 
     /// Lets nothing out any more: this end has closed.
@@ -135,20 +137,29 @@ impl Server {
     }
 }
 
-/// Gives a thread that waits for something to do meanwhile.
+fn time_left(deadline: Option<Instant>) -> Option<Duration> {
+    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+}
+
+/// Gives a thread that waits something to do meanwhile.
 pub(crate) trait Drive: Send + Sync {
-    /// Works for as long as this thread can be of use and `is_done` is false.
-    fn drive(&self, is_done: &dyn Fn() -> bool);
+    /// Works until the deadline, for as long as this thread can be of use and `is_done` is false.
+    fn drive(&self, is_done: &dyn Fn() -> bool, deadline: Option<Instant>);
 }
 
 impl Drive for Session {
     /// Reads the ring and delivers what comes, unless another thread does.
-    fn drive(&self, is_done: &dyn Fn() -> bool) {
+    fn drive(&self, is_done: &dyn Fn() -> bool, deadline: Option<Instant>) {
         let Some(ring) = self.ring() else { return };
         let Some(mut attendant) = ring.attend() else { return };
         while !is_done() && !ring.inbound.is_closed() {
             match attendant.receive() {
-                Ok(None) => ring.wait(&attendant, is_done),
+                Ok(None) => {
+                    if time_left(deadline).is_some_and(|left| left.is_zero()) {
+                        break;
+                    }
+                    ring.wait(&attendant, is_done, deadline);
+                }
                 received => {
                     if self.deliver_received(received).is_none() {
                         return;
@@ -248,7 +259,7 @@ impl Session {
             let received = attendant.receive();
             let is_call = |(header, _): &Message| ring_header(header).is_ok_and(|header| header.opcode == Opcode::Call);
             match received {
-                Ok(None) => ring.wait(&attendant, &|| false),
+                Ok(None) => ring.wait(&attendant, &|| false, None),
                 Ok(Some(message)) if is_call(&message) && self.pool.begin_job() => {
                     self.leave_ring(ring, attendant);
                     let (header, args) = message;

@@ -2,7 +2,7 @@
 //!
 //! The model test puts loom's in the place of these.
 
-use rustix::thread::futex;
+use rustix::thread::{Timespec, futex};
 pub(super) use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
 pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -33,12 +33,13 @@ impl Word {
         self.0.swap(value, ordering)
     }
 
-    /// Sleeps until somebody wakes those who wait, unless the word has another value already. May return without cause.
-    /// `futex(2)`
-    pub(super) fn wait(&self, expected: u32) {
+    /// Sleeps until somebody wakes those who wait, for at most `timeout`, unless the word has another value already. May
+    /// return without cause. `futex(2)`
+    pub(super) fn wait(&self, expected: u32, timeout: Option<Duration>) {
         count(SystemCall::FutexWait);
-        // Whatever ends it, the caller looks again.
-        let _ = futex::wait(&self.0, futex::Flags::empty(), expected, None);
+        // More seconds than fit are as good as for ever. Whatever ends it, the caller looks again.
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let _ = futex::wait(&self.0, futex::Flags::empty(), expected, timeout.as_ref());
     }
 
     /// Wakes all who wait. `futex(2)`

@@ -14,6 +14,7 @@
 
 use super::primitive::{AtomicBool, AtomicU64, Mutex, Ordering, Word, fence, pause};
 use farlink_wire::frame::HEADER_BYTES;
+use std::time::Duration;
 
 /// Nobody reads. What fresh memory says.
 pub(super) const ABSENT: u32 = 0;
@@ -326,14 +327,14 @@ impl<const WORDS: usize> Attendant<'_, WORDS> {
         Ok(Some((header, payload)))
     }
 
-    /// Sleeps until there is a message, the queue is closed, or `stop` has become true and somebody has called
+    /// Sleeps for at most `timeout`, until there is a message, the queue is closed, or `stop` has become true and somebody has called
     /// [`Inbound::nudge`]. May return without cause.
-    pub(super) fn sleep(&self, stop: impl Fn() -> bool) {
+    pub(super) fn sleep(&self, stop: impl Fn() -> bool, timeout: Option<Duration>) {
         self.inbound.is_asleep.store(true, Ordering::Relaxed);
         self.memory.reader.state.store(ASLEEP, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if !self.has_message() && !stop() && !self.inbound.is_closed() {
-            self.memory.reader.state.wait(ASLEEP);
+            self.memory.reader.state.wait(ASLEEP, timeout);
         }
         self.inbound.is_asleep.store(false, Ordering::Relaxed);
         self.memory.reader.state.store(AWAKE, Ordering::Relaxed);
