@@ -56,6 +56,7 @@ pub fn debug_object(graph: &LinkGraph) -> Option<Vec<u8>> {
         linked.push(range.map(|_| id));
     }
     patch_symbols(graph, &mut file, &linked)?;
+    patch_thread_locals(graph, &mut file)?;
     Some(file)
 }
 
@@ -79,6 +80,44 @@ fn patch_symbols(graph: &LinkGraph, file: &mut [u8], linked: &[Option<SectionId>
             let position = start.checked_add(index.checked_mul(SYMBOL_BYTES)?)?;
             put(file, position + ST_SHNDX, &elf::SHN_ABS.0.to_le_bytes())?;
             put(file, position + ST_VALUE, &address.as_u64().to_le_bytes())?;
+        }
+    }
+    Some(())
+}
+
+// How compilers say where a thread-local variable is: see DWARF 5, "Literal Encodings" and "Stack Operations".
+const DW_OP_CONST8U: u8 = 0x0e;
+const DW_OP_FORM_TLS_ADDRESS: u8 = 0x9b;
+const DW_OP_GNU_PUSH_TLS_ADDRESS: u8 = 0xe0;
+/// No operation: a debugger says that it does not know it.
+const NO_OPERATION: u8 = 0;
+
+/// Takes out of debug information where thread-local variables are.
+///
+/// Debuggers ask the C library for the variables of an object by its entry in the dynamic linker's list. There is none for a
+/// linked object; they take the program's, and would show another variable. In compressed debug information nothing is
+/// changed.
+fn patch_thread_locals(graph: &LinkGraph, file: &mut [u8]) -> Option<()> {
+    let bytes = &graph.bytes()[..];
+    let sections = Header::parse(bytes).ok()?.sections(LE, bytes).ok()?;
+    for section in sections.iter() {
+        let Some((relocations, _)) = section.rela(LE, bytes).ok()? else { continue };
+        let target = sections.section(object::SectionIndex(section.sh_info(LE) as usize)).ok()?;
+        if target.sh_flags(LE).0 & (elf::SHF_ALLOC.0 | elf::SHF_COMPRESSED.0) != 0 {
+            continue;
+        }
+        let start = usize::try_from(target.sh_offset(LE)).ok()?;
+        // GCC writes half of the number so, and zeros for the other half.
+        let is_tls = |relocation: &&elf::Rela64<LE>| {
+            matches!(relocation.r_type(LE, false), elf::R_X86_64_DTPOFF64 | elf::R_X86_64_DTPOFF32)
+        };
+        for relocation in relocations.iter().filter(is_tls) {
+            let at = start.checked_add(usize::try_from(relocation.r_offset.get(LE)).ok()?)?;
+            let (before, after) = (at.checked_sub(1)?, at.checked_add(8)?);
+            let pushes = matches!(file.get(after), Some(&(DW_OP_FORM_TLS_ADDRESS | DW_OP_GNU_PUSH_TLS_ADDRESS)));
+            if pushes && file.get(before) == Some(&DW_OP_CONST8U) {
+                put(file, after, &[NO_OPERATION])?;
+            }
         }
     }
     Some(())

@@ -267,7 +267,8 @@ fn unique_path(file: &OwnedFd) -> CString {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let digits = (0..u64::BITS - number.leading_zeros()).map(|bit| if number >> bit & 1 == 0 { "//" } else { "/." });
-    let path = format!("/proc/self/fd{}/{}", digits.collect::<String>(), file.as_raw_fd());
+    // Not `self`: a debugger opens it too.
+    let path = format!("/proc/{}/fd{}/{}", std::process::id(), digits.collect::<String>(), file.as_raw_fd());
     CString::new(path).expect("digits and slashes have no NUL")
 }
 
