@@ -32,7 +32,7 @@ fn damaged_objects() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let (mut linked, mut refused) = (0, 0);
     for (compiler, name, flags) in [
-        ("cc", "tls.c", "-O1"),
+        ("cc", "tls.c", "-O1 -g"),
         ("cc", "tls.c", "-O2 -fPIC -mtls-dialect=gnu2"),
         ("cc", "ifunc.c", "-O1 -fno-pic"),
         ("cc", "life.c", "-O2 -fPIC"),
@@ -57,7 +57,14 @@ fn damaged_objects() {
             let (session, _) = Session::builder().image(ExecutorAddr::new(0x1000_0000), true).unwrap();
             let library = session.create_library("damaged");
             match library.add_object("damaged.o", damaged).and_then(|_| library.link_all()) {
-                Ok(()) => linked += 1,
+                Ok(()) => {
+                    linked += 1;
+                    // What debuggers would be shown of it is as long as its file, or nothing.
+                    for graph in library.linked_graphs() {
+                        let shown = farlink::elf::debug_object(&graph);
+                        assert!(shown.is_none_or(|shown| shown.len() == graph.bytes().len()));
+                    }
+                }
                 Err(error) => {
                     refused += 1;
                     let text = error.to_string();
