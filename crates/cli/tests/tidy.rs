@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The crates from the bottom up: the folder, and whether unsafe code is forbidden in it.
-const CRATES: [(&str, bool); 10] = [
+const CRATES: [(&str, bool); 11] = [
     ("addr", true),
     ("wire", true),
     ("rpc", false),
@@ -15,6 +15,7 @@ const CRATES: [(&str, bool); 10] = [
     ("elf", true),
     ("executor", false),
     ("farlink", false),
+    ("capi", false),
     ("cranelift", true),
     ("cli", true),
 ];
