@@ -36,6 +36,7 @@ const TESTS: &[(&str, fn())] = &[
     ("unwinding_goes_through", unwinding_goes_through),
     ("functions_are_linked_without_calls", functions_are_linked_without_calls),
     ("signatures_are_checked", signatures_are_checked),
+    ("gdb_knows_functions", gdb_knows_functions),
     ("functions_are_replaced_while_others_call_them", functions_are_replaced_while_others_call_them),
 ];
 
@@ -678,4 +679,47 @@ fn functions_are_replaced_while_others_call_them() {
         // SAFETY: as above.
         assert_eq!(unsafe { user.call((10,)) }.unwrap(), 30);
     }
+}
+
+/// gdb, attached to the executor, names the compiled functions on the stack, and goes through them.
+fn gdb_knows_functions() {
+    let in_path = |name| std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|dir| dir.join(name).is_file());
+    if !in_path("gdb") {
+        assert!(std::env::var_os("FARLINK_REQUIRE_TOOLS").is_none(), "gdb is missing");
+        eprintln!("SKIPPED gdb_knows_functions: gdb is not installed");
+        return;
+    }
+    let session = Session::builder().debug(true).spawn().unwrap();
+    let mut module = FarlinkModule::new(FarlinkBuilder::new(&session, default_libcall_names()).unwrap());
+    let sig = signature(&[], &[INT]);
+    let pause = declare(&mut module, "pause", Linkage::Import, &sig);
+    let [inner, outer] =
+        ["compiled_inner", "compiled_outer"].map(|name| declare(&mut module, name, Linkage::Export, &sig));
+    define(&mut module, inner, &sig, |module, builder, _| call(module, builder, pause, &[])).unwrap();
+    define(&mut module, outer, &sig, |module, builder, _| call(module, builder, inner, &[])).unwrap();
+    module.finalize_definitions().unwrap();
+    let outer = module.function::<fn() -> i64>(outer).unwrap();
+    // SAFETY: the function has this signature.
+    let waiting = unsafe { outer.start(()) };
+    let pid = session.process_id().unwrap().to_string();
+    let stacks = || {
+        let mut gdb = Command::new("gdb");
+        gdb.args([
+            "-batch",
+            "-nx",
+            "-iex",
+            "set debuginfod enabled off",
+            "-p",
+            &pid,
+            "-ex",
+            "thread apply all backtrace",
+        ]);
+        String::from_utf8_lossy(&gdb.output().unwrap().stdout).into_owned()
+    };
+    // The call may not have come there yet.
+    let text = (0..10).map(|_| stacks()).find(|text| text.contains("compiled_inner")).unwrap_or_else(stacks);
+    let (first, second) = (text.find("compiled_inner ()"), text.find("compiled_outer ()"));
+    assert!(first.is_some() && first < second && text.contains("farlink_call_native"), "{text}");
+    assert!(session.kill());
+    assert!(waiting.wait().is_err());
 }

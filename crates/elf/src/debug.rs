@@ -3,6 +3,7 @@
 //! A debugger applies the relocations of debug information by itself, from the symbols: it has to find there where
 //! everything is, in this object and elsewhere.
 
+use crate::debug_symbols::symbols_object;
 use crate::identify::check_relocatable;
 use crate::section::runs_fragment;
 use farlink_graph::{LinkGraph, SectionId, SymbolId};
@@ -22,11 +23,13 @@ const ST_VALUE: usize = 8;
 
 /// Returns the file of a linked graph with the addresses of its sections and symbols in it.
 ///
-/// Sections that were not linked are marked as having no memory. None if the graph is not that of a relocatable object as
-/// [`parse_object`](crate::parse_object) makes it.
+/// Sections that were not linked are marked as having no memory. If the graph has not been read from a file, it is one with
+/// the names of its functions. None if there are none either.
 #[must_use]
 pub fn debug_object(graph: &LinkGraph) -> Option<Vec<u8>> {
-    check_relocatable(graph.name(), graph.bytes()).ok()?;
+    if check_relocatable(graph.name(), graph.bytes()).is_err() {
+        return symbols_object(graph);
+    }
     let mut file = Vec::from(&graph.bytes()[..]);
     let header = Header::parse(&graph.bytes()[..]).ok()?;
     let sections = header.sections(LE, &graph.bytes()[..]).ok()?;

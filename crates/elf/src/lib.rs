@@ -11,6 +11,7 @@
 
 mod archive;
 mod debug;
+mod debug_symbols;
 mod error;
 mod identify;
 mod needs;
