@@ -33,6 +33,7 @@ mod guide {
         OutOfProcess = "out-of-process.md";
         SharedData = "shared-data.md";
         Hardening = "hardening.md";
+        Replacing = "replacing.md";
         AnotherMachine = "another-machine.md";
     }
 }
