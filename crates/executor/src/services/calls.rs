@@ -72,6 +72,11 @@ impl Argv {
         Ok(Self { strings, pointers })
     }
 
+    /// Returns whether these are the same arguments.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.strings == other.strings
+    }
+
     fn count(&self) -> c_int {
         // Checked to fit when it was made.
         self.strings.len() as c_int

@@ -28,8 +28,19 @@ unsafe extern "C" {
 /// The arrays of finalizers that have not run, with their objects' handles, in the order of their registration.
 static FINI: Mutex<Vec<(ExecutorAddr, FiniArray)>> = Mutex::new(Vec::new());
 
-/// The arguments that initializers got last: they live as long as the process, since an initializer may keep them.
+/// The arguments that initializers got: they live as long as the process, since an initializer may keep them.
 static ARGV: Mutex<Vec<Arc<Argv>>> = Mutex::new(Vec::new());
+
+/// Keeps arguments for good. Those that are the same as before are the same: most links have none, or the program's.
+fn kept(argv: Argv) -> Arc<Argv> {
+    let mut all = ARGV.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = all.iter().find(|known| known.is_same(&argv)) {
+        return Arc::clone(known);
+    }
+    let argv = Arc::new(argv);
+    all.push(Arc::clone(&argv));
+    argv
+}
 
 fn fini() -> MutexGuard<'static, Vec<(ExecutorAddr, FiniArray)>> {
     // Nothing that can panic runs under this lock.
@@ -51,7 +62,7 @@ fn initialize(request: RunInitializers) -> Result<SpsError, OutOfBand> {
         return Ok(SpsError(Err("an IFUNC has no resolver or no slot".to_owned())));
     }
     let argv = match Argv::new(request.args) {
-        Ok(argv) => Arc::new(argv),
+        Ok(argv) => kept(argv),
         Err(text) => return Ok(SpsError(Err(text))),
     };
     REGISTER.call_once(|| {
@@ -61,7 +72,6 @@ fn initialize(request: RunInitializers) -> Result<SpsError, OutOfBand> {
     for ObjectExits { dso_handle, fini: arrays } in request.exits {
         fini().extend(arrays.into_iter().map(|array| (dso_handle, array)));
     }
-    ARGV.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&argv));
     let (init, ifuncs) = (request.init, request.ifuncs);
     main_thread::run(move || {
         for (resolver, slot) in ifuncs {
