@@ -156,7 +156,8 @@ impl Library {
     /// calls the function for the first time: it adds the object that defines it, which is then linked, and the call goes
     /// there, as do all after it. Registers of arguments stay as they are, whatever the function's signature.
     ///
-    /// It is called once, on a thread of this process's, while calls that need it wait.
+    /// It is called once, on a thread of this process's, while calls that need it wait. So the object's initializers must not
+    /// call the function: they would wait for themselves.
     ///
     /// # Errors
     ///
