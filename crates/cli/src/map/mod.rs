@@ -77,6 +77,9 @@ enum What {
 /// What objects have together.
 const SEVERAL: &str = "sections of several objects";
 
+/// What farlink has there for itself: tables by which the executor finds code, which take memory only as they are filled.
+const OWN: &str = "farlink's own";
+
 /// A piece of memory.
 struct Piece {
     range: ExecutorAddrRange,
@@ -216,10 +219,12 @@ fn parts(segment: ExecutorAddrRange, sections: &[(ExecutorAddrRange, &str)], obj
 
 /// Divides an area into pieces, without gaps.
 fn pieces(area: &AreaLayout, named: &[Named], is_for_buffers: bool, page_bytes: u64) -> Vec<Piece> {
-    let mut divided = Divided { pieces: Vec::new(), at: area.range.start() };
+    // Allocations are multiples of this, in bytes: where there are no stripes they are whole pages.
+    let granule = if area.prot.is_some() { 16 } else { page_bytes };
+    let mut divided = Divided { pieces: Vec::new(), at: area.range.start(), granule };
     let first = named.partition_point(|named| named.range.start() < area.range.start());
     let mut named = named[first..].iter().take_while(|named| named.range.end() <= area.range.end()).peekable();
-    let other = if is_for_buffers { "buffers" } else { "farlink's own" };
+    let other = if is_for_buffers { "buffers" } else { OWN };
     let ends = area.free.iter().copied().chain(ExecutorAddrRange::new(area.range.end(), area.range.end()));
     for free in ends {
         // What is live up to here: named parts, and what is around them.
@@ -243,6 +248,7 @@ fn pieces(area: &AreaLayout, named: &[Named], is_for_buffers: bool, page_bytes: 
 struct Divided {
     pieces: Vec<Piece>,
     at: ExecutorAddr,
+    granule: u64,
 }
 
 impl Divided {
@@ -256,9 +262,7 @@ impl Divided {
 
     /// Adds a live range without a name: padding if it is too short for anything else, else something of farlink's.
     fn add_gap(&mut self, end: ExecutorAddr, other: &'static str) {
-        /// Allocations are multiples of this, in bytes.
-        const GRANULE: u64 = 16;
-        let is_short = end.offset_from(self.at).is_some_and(|bytes| bytes < GRANULE);
+        let is_short = end.offset_from(self.at).is_some_and(|bytes| bytes < self.granule);
         self.add(end, if is_short { What::Padding } else { What::Other(other) });
     }
 }
@@ -325,7 +329,7 @@ mod tests {
         ];
         let free = vec![range(0x1040, 0x5008), range(0x5020, 0x5030), range(0x6800, 0x8000)];
         let found = pieces(&area(range(0x1000, 0x8000), free), &named, false, 0x1000);
-        let own = What::Other("farlink's own");
+        let own = What::Other(OWN);
         let expected = [
             (0x1010, own.clone()),
             (0x1020, section(0)),
@@ -351,7 +355,7 @@ mod tests {
     }
 
     fn area(range: ExecutorAddrRange, free: Vec<ExecutorAddrRange>) -> AreaLayout {
-        AreaLayout { prot: None, range, free }
+        AreaLayout { prot: Some(MemProt::RX), range, free }
     }
 
     /// A segment is divided by its sections; one that lies among the parts of another is not shown twice.

@@ -1,6 +1,6 @@
 //! From the pieces of a stripe to rows of boxes: what is used is drawn to one scale, and long free ranges are cut out.
 
-use super::{Piece, What};
+use super::{OWN, Piece, What};
 
 /// Width of a row in pixels.
 pub(super) const ROW_WIDTH: f64 = 1050.0;
@@ -23,7 +23,7 @@ pub(super) enum Drawn {
     Piece(usize),
     /// Several pieces that are too narrow to be told apart: the first, and one after the last.
     Several(usize, usize),
-    /// Free memory that is not drawn to scale.
+    /// Memory that is not drawn to scale.
     Break(usize),
 }
 
@@ -51,7 +51,7 @@ impl Rows {
         let drawn = || pieces.iter().zip(&is_break).filter(|&(_, is_break)| !is_break).map(|(piece, _)| piece);
         let bytes: u64 = drawn().map(|piece| piece.range.len()).sum();
         if bytes == 0 {
-            return Self { rows: Vec::new(), bytes_per_pixel: 1.0 };
+            return Self { rows: fill(pieces, &is_break, 1.0), bytes_per_pixel: 1.0 };
         }
         let mut sizes: Vec<u64> = drawn()
             .filter(|piece| matches!(piece.what, What::Section { .. } | What::Other(_)))
@@ -75,12 +75,12 @@ impl Rows {
     }
 }
 
-/// Says which pieces are cut out: free ones that are long beside what is used.
+/// Says which pieces are cut out: those that nobody misses and that are long beside what is used.
 fn breaks(pieces: &[Piece]) -> Vec<bool> {
-    let live = pieces.iter().filter(|piece| !is_free(piece)).map(|piece| piece.range.len());
-    let mut longest = live.sum::<u64>() / 12;
+    let shown = pieces.iter().filter(|piece| !can_cut(piece)).map(|piece| piece.range.len());
+    let mut longest = shown.sum::<u64>() / 12;
     loop {
-        let found: Vec<bool> = pieces.iter().map(|piece| is_free(piece) && piece.range.len() > longest).collect();
+        let found: Vec<bool> = pieces.iter().map(|piece| can_cut(piece) && piece.range.len() > longest).collect();
         if found.iter().filter(|&&is_break| is_break).count() <= MAX_BREAKS {
             return found;
         }
@@ -101,8 +101,9 @@ fn goes_on(pieces: &[Piece], of: Option<usize>) -> bool {
     pieces.next().is_some_and(|piece| object(piece) == of)
 }
 
-fn is_free(piece: &Piece) -> bool {
-    matches!(piece.what, What::Free | What::RestOfPage)
+/// Whether nobody misses a piece: it is free, or a table that is mostly not filled.
+fn can_cut(piece: &Piece) -> bool {
+    matches!(piece.what, What::Free | What::RestOfPage | What::Other(OWN))
 }
 
 fn fill(pieces: &[Piece], is_break: &[bool], bytes_per_pixel: f64) -> Vec<Vec<Cell>> {

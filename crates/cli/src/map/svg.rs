@@ -106,25 +106,27 @@ impl Drawing<'_> {
 
     fn head(&mut self) {
         let map = self.map;
-        let live = map.sum(|what| !matches!(what, What::Free | What::RestOfPage));
-        let (padding, rest) = (map.sum(|what| *what == What::Padding), map.sum(|what| *what == What::RestOfPage));
+        let is_own = |what: &What| *what == What::Other(super::OWN);
+        let used = map.sum(|what| is_live(what) && !is_own(what));
+        let (own, padding) = (map.sum(is_own), map.sum(|what| *what == What::Padding));
+        let rest = map.sum(|what| *what == What::RestOfPage);
         let reserved: u64 = map.reservations.iter().map(|reservation| reservation.range.len()).sum();
-        let pages = (live + rest) / map.page_bytes;
         let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
         self.y = 38.0;
         self.text(MARGIN, self.y, "font-size=\"20\" font-weight=\"bold\" fill=\"#111\"", "Memory of the executor");
+        let set_aside =
+            if own == 0 { String::new() } else { format!(", {} set aside for farlink's own tables", human(own)) };
         let first = format!(
-            "{} in {} of {}: {} used in {pages} pages ({})",
+            "{} in {} of {}: {} used{set_aside}",
             plural(map.objects.len(), "object"),
             plural(map.reservations.len(), "reservation"),
             human(reserved),
-            human(live),
-            human(live + rest),
+            human(used),
         );
-        let percent = |part: u64| part as f64 * 100.0 / ((live + rest) as f64).max(1.0);
+        let percent = |part: u64| part as f64 * 100.0 / ((used + rest) as f64).max(1.0);
         let committed = map.committed_bytes.map(|bytes| format!("; {} of physical memory", human(bytes)));
         let second = format!(
-            "Lost in those pages: {} ({:.1} %) to alignment, {} ({:.1} %) not used yet{}",
+            "Lost: {} ({:.1} %) to alignment, {} ({:.1} %) at the ends of pages{}",
             human(padding),
             percent(padding),
             human(rest),
@@ -387,11 +389,15 @@ impl Drawing<'_> {
         title
     }
 
-    /// Draws the mark for free memory that is cut out: a gap with torn edges, and how long it is.
+    /// Draws the mark for memory that is cut out: a gap with torn edges, and how long it is.
     fn cut(&mut self, piece: &Piece, cell: &Cell) {
         let (x, y) = (LEFT + cell.x, self.y);
         let title = self.title(piece);
-        let fill = if piece.what == What::RestOfPage { "#f0f0f0" } else { "#fff" };
+        let (fill, ink, what) = match piece.what {
+            What::RestOfPage => ("#f0f0f0", "#555", "of a page"),
+            What::Other(_) => (OWN.0, OWN.1, "own"),
+            _ => ("#fff", "#555", "free"),
+        };
         self.rect((x + 6.5, y, BREAK_WIDTH - 13.0, ROW_HEIGHT), &format!("fill=\"{fill}\""), &title);
         let step = ROW_HEIGHT / 4.0;
         for edge in [x + 5.0, x + BREAK_WIDTH - 8.0] {
@@ -400,11 +406,10 @@ impl Drawing<'_> {
                  stroke-width=\"1.1\"/>"
             ));
         }
-        let attributes = "text-anchor=\"middle\" fill=\"#555\" pointer-events=\"none\"";
+        let attributes = format!("text-anchor=\"middle\" fill=\"{ink}\" pointer-events=\"none\"");
         let middle = x + BREAK_WIDTH / 2.0;
-        let unit = if piece.what == What::RestOfPage { "of a page" } else { "free" };
-        self.text(middle, y + 13.0, attributes, &human(piece.range.len()));
-        self.text(middle, y + 25.0, &format!("{attributes} font-size=\"10\""), unit);
+        self.text(middle, y + 13.0, &attributes, &human(piece.range.len()));
+        self.text(middle, y + 25.0, &format!("{attributes} font-size=\"10\""), what);
     }
 }
 
