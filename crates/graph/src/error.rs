@@ -52,8 +52,9 @@ pub enum LinkError {
     },
     /// A thread-local variable whose distance from the thread pointer differs from thread to thread.
     #[error(
-        "{place}: {relocation} wants {symbol} at the same distance from every thread's pointer, which it has not; \
-         recompile with -fPIC, for the general-dynamic model"
+        "{place}: {relocation} wants {symbol} at the same distance from every thread's pointer, which it has not \
+         (there is little room for such variables, and none for alignment above 64 bytes); recompile with -fPIC, for the \
+         general-dynamic model"
     )]
     DynamicTls {
         /// Object, section and offset of the relocation.
