@@ -205,6 +205,18 @@ fn held() -> (usize, usize, usize) {
     (count("fd"), maps, count("task"))
 }
 
+/// The same when it has not changed for a while: a session's threads end shortly after it.
+fn held_at_rest() -> (usize, usize, usize) {
+    let (mut last, mut since) = (held(), Instant::now());
+    while since.elapsed() < Duration::from_millis(300) {
+        thread::sleep(Duration::from_millis(10));
+        if held() != last {
+            (last, since) = (held(), Instant::now());
+        }
+    }
+    last
+}
+
 /// Runs a test of this file in a process of its own, where nothing else opens or maps anything; gives whether this is it.
 fn is_alone(test: &str) -> bool {
     if std::env::var_os("FARLINK_TEST_ALONE").is_some() {
@@ -231,7 +243,7 @@ fn executors_are_struck() {
         return;
     }
     session_with_a_blow(0, Blow::Pause);
-    let before = held();
+    let before = held_at_rest();
     let rounds = number("FARLINK_CAMPAIGN_ROUNDS", 1);
     for _ in 0..rounds {
         for point in 0..STEPS.len() {
