@@ -179,35 +179,34 @@ fn memory_that_could_vanish_is_refused() {
     });
 }
 
-/// Cursors and lengths that are out of bounds, and messages that do not belong into a ring, end the session, also behind
+/// Lengths that are out of bounds, and messages that do not belong into a ring, end the session, also behind
 /// a call that is well-formed.
 #[test]
 fn a_ring_that_makes_no_sense_ends_the_session() {
     within_deadline("nonsense", || {
-        let tails_and_messages = [
-            (4097, frame(Opcode::Call, 0, 1, &[])),
-            (u64::MAX, Vec::new()),
-            (3, frame(Opcode::Call, 0, 1, &[])),
-            (4096, frame(Opcode::Call, 0, 1, &[0; 9000])),
-            (4, vec![0; 32]),
-            (4, vec![0xff; 32]),
-            (4, frame(Opcode::Hangup, 0, 0, &[])),
-            (4, frame(Opcode::Result, 9, 0, &[])),
-            (4, frame(Opcode::Doorbell, 0, 0, &[])),
+        let mut too_short = frame(Opcode::Call, 0, 1, &[]);
+        too_short[0] = 31;
+        let messages = [
+            (vec![0xff; 32], "length of a message"),
+            (too_short, "length of a message"),
+            (frame(Opcode::Call, 0, 1, &[0; 9000]), "length of a message"),
+            ([&[32, 0, 0, 0, 0, 0, 0, 0][..], &[0xff; 24]].concat(), "unknown opcode"),
+            (frame(Opcode::Hangup, 0, 0, &[]), "a Hangup message"),
+            (frame(Opcode::Doorbell, 0, 0, &[]), "a Doorbell message"),
+            (frame(Opcode::Result, 9, 0, &[]), "not pending"),
         ];
-        for (tail, message) in tails_and_messages {
+        for (message, expected) in messages {
             let (raw, endpoint) = raw_controller();
             let object = std::fs::File::from(memory(RING_BYTES, SealFlags::SHRINK));
             object.write_all_at(&message, 256).unwrap();
-            object.write_all_at(&tail.to_le_bytes(), 0).unwrap();
             send_ring(&raw, &object.into());
-            assert_protocol_error(&endpoint, "");
+            assert_protocol_error(&endpoint, expected);
         }
         let (raw, endpoint) = raw_controller();
         let object = std::fs::File::from(memory(RING_BYTES, SealFlags::SHRINK));
         let call = frame(Opcode::Call, 0, 1, &[1; 8]);
-        object.write_all_at(&[&call[..], &[0xff; 8]].concat(), 256).unwrap();
-        object.write_all_at(&6u64.to_le_bytes(), 0).unwrap();
+        object.write_all_at(&call, 256).unwrap();
+        object.write_all_at(&[0xff; 8], 256 + 64).unwrap();
         send_ring(&raw, &object.into());
         assert_protocol_error(&endpoint, "length of a message");
     });

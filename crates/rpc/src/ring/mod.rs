@@ -155,10 +155,10 @@ impl Drive for Session {
         while !is_done() && !ring.inbound.is_closed() {
             match attendant.receive() {
                 Ok(None) => {
-                    if time_left(deadline).is_some_and(|left| left.is_zero()) {
+                    ring.wait(&attendant, is_done, deadline);
+                    if !attendant.has_message() && time_left(deadline).is_some_and(|left| left.is_zero()) {
                         break;
                     }
-                    ring.wait(&attendant, is_done, deadline);
                 }
                 received => {
                     if self.deliver_received(received).is_none() {

@@ -4,6 +4,11 @@
 //! written is read once, checked, and only then used, so that nothing it writes can make this process access anything
 //! but the queue. All of the shared memory is atomics: there is nothing that another process could race with.
 //!
+//! **How a message is published.** It takes whole cache lines, the first word of each of which is 0 as long as nobody has
+//! written there; the reader makes it 0 again. The first word of a message is its length, and is written last. So the
+//! reader looks at just the place where the next message will be, and has that in its cache when it comes: from one
+//! processor to another goes one line and not two.
+//!
 //! **Who reads.** At most one thread at a time is the [`Attendant`]. In shared memory there is only how it is to be
 //! called: it is awake (`AWAKE`), it sleeps (`ASLEEP`), or there is none (`ABSENT`). A writer first publishes its message,
 //! then looks at the state; an attendant first publishes that it will not look any more, then looks for a message once
@@ -26,10 +31,13 @@ pub(super) const ASLEEP: u32 = 2;
 const WORD_BYTES: usize = 8;
 const HEADER_WORDS: usize = HEADER_BYTES / WORD_BYTES;
 
+/// Words of a cache line. Messages begin at multiples of it.
+const LINE_WORDS: u64 = 8;
+
 /// The memory of one direction, as both processes have it. All zero is an empty queue that nobody reads.
 ///
-/// Cursors count words since the beginning. Each side writes to cache lines of its own (two of them, since processors
-/// fetch pairs).
+/// Cursors count words since the beginning. Beside the messages, each side writes to cache lines of its own (two of them,
+/// since processors fetch pairs).
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Memory<const WORDS: usize> {
@@ -41,8 +49,6 @@ pub(super) struct Memory<const WORDS: usize> {
 #[derive(Debug)]
 #[repr(C, align(128))]
 struct WriterPart {
-    /// Words written.
-    tail: AtomicU64,
     /// The processor that the writer last ran on.
     processor: AtomicU64,
     /// Whether the writer has this memory; 0 if it has not, or has not yet.
@@ -80,28 +86,26 @@ impl<const WORDS: usize> Memory<WORDS> {
     pub(super) const MAX_BYTES: usize = WORDS / 4 * WORD_BYTES;
 
     /// Most messages that there can be at once.
-    pub(super) const MAX_MESSAGES: usize = WORDS / HEADER_WORDS;
+    pub(super) const MAX_MESSAGES: usize = WORDS / LINE_WORDS as usize;
 
     #[cfg(test)]
     pub(super) fn new() -> Self {
         Self {
-            writer: WriterPart { tail: AtomicU64::new(0), processor: AtomicU64::new(0), is_open: AtomicU64::new(0) },
+            writer: WriterPart { processor: AtomicU64::new(0), is_open: AtomicU64::new(0) },
             reader: ReaderPart { head: AtomicU64::new(0), state: Word::new(ABSENT) },
             data: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
     fn word(&self, cursor: u64) -> &AtomicU64 {
-        const { assert!(WORDS.is_power_of_two() && WORDS / 4 >= HEADER_WORDS) };
+        const { assert!(WORDS.is_power_of_two() && WORDS / 4 >= HEADER_WORDS && WORDS >= LINE_WORDS as usize) };
         &self.data[cursor as usize % WORDS]
     }
 
     /// Copies bytes to the words from `cursor` on; returns the cursor behind them.
     fn write(&self, mut cursor: u64, bytes: &[u8]) -> u64 {
         for chunk in bytes.chunks(WORD_BYTES) {
-            let mut word = [0; WORD_BYTES];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.word(cursor).store(u64::from_le_bytes(word), Ordering::Relaxed);
+            self.word(cursor).store(word_of(chunk), Ordering::Relaxed);
             cursor = cursor.wrapping_add(1);
         }
         cursor
@@ -134,7 +138,7 @@ impl<const WORDS: usize> Memory<WORDS> {
     #[cfg(test)]
     pub(super) fn scribble(&self, place: usize, value: u64) {
         match place {
-            0 => self.writer.tail.store(value, Ordering::Release),
+            0 => self.writer.processor.store(value, Ordering::Release),
             1 => self.reader.head.store(value, Ordering::Release),
             2 => self.reader.state.store(value as u32, Ordering::Release),
             other => self.data[other % WORDS].store(value, Ordering::Release),
@@ -142,9 +146,16 @@ impl<const WORDS: usize> Memory<WORDS> {
     }
 }
 
-/// Returns how many words a message of `bytes` takes.
+/// Returns up to eight bytes as a word.
+fn word_of(bytes: &[u8]) -> u64 {
+    let mut word = [0; WORD_BYTES];
+    word[..bytes.len()].copy_from_slice(bytes);
+    u64::from_le_bytes(word)
+}
+
+/// Returns how many words a message of `bytes` takes: whole lines.
 fn words(bytes: usize) -> u64 {
-    bytes.div_ceil(WORD_BYTES) as u64
+    (bytes.div_ceil(WORD_BYTES) as u64).next_multiple_of(LINE_WORDS)
 }
 
 /// The writing end of a queue. Threads take turns.
@@ -156,6 +167,8 @@ struct Writer {
     tail: u64,
     /// How far the reader has come, when it was last looked at.
     head: u64,
+    /// The processor that the reader has been told of.
+    processor: u64,
 }
 
 impl Writer {
@@ -177,7 +190,7 @@ impl Writer {
 impl Outbound {
     #[cfg(test)]
     pub(super) fn start_at(&self, cursor: u64) {
-        *self.0.lock().expect("no test panics under the lock") = Writer { tail: cursor, head: cursor };
+        *self.0.lock().expect("no test panics under the lock") = Writer { tail: cursor, head: cursor, processor: 0 };
     }
 
     /// Writes a message of at most [`Memory::MAX_BYTES`], of which `header` says how long it is, and wakes the reader if
@@ -190,15 +203,21 @@ impl Outbound {
         processor: u64,
     ) -> Result<Sent, Corrupt> {
         {
-            // A panic under this lock leaves nothing half-done: the tail moves last.
+            // A panic under this lock leaves nothing half-done: the first word comes last.
             let mut writer = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if !writer.has_room(memory, words(HEADER_BYTES + payload.len()))? {
+            let (start, taken) = (writer.tail, words(HEADER_BYTES + payload.len()));
+            if !writer.has_room(memory, taken)? {
                 return Ok(Sent::NoRoom);
             }
-            let behind_header = memory.write(writer.tail, header);
-            writer.tail = memory.write(behind_header, payload);
-            memory.writer.processor.store(processor, Ordering::Relaxed);
-            memory.writer.tail.store(writer.tail, Ordering::Release);
+            let (length, rest) = header.split_at(WORD_BYTES);
+            let behind_header = memory.write(start.wrapping_add(1), rest);
+            memory.write(behind_header, payload);
+            memory.word(start).store(word_of(length), Ordering::Release);
+            writer.tail = start.wrapping_add(taken);
+            if writer.processor != processor {
+                writer.processor = processor;
+                memory.writer.processor.store(processor, Ordering::Relaxed);
+            }
         }
         fence(Ordering::SeqCst);
         let state = &memory.reader.state;
@@ -292,37 +311,33 @@ pub(super) struct Attendant<'a, const WORDS: usize> {
 }
 
 impl<const WORDS: usize> Attendant<'_, WORDS> {
-    /// Returns how many words have been written and not read, as the peer says.
-    fn waiting(&self) -> u64 {
-        self.memory.writer.tail.load(Ordering::Acquire).wrapping_sub(self.head)
-    }
-
     /// Whether there is a message.
     pub(super) fn has_message(&self) -> bool {
-        self.waiting() != 0
+        self.memory.word(self.head).load(Ordering::Acquire) != 0
     }
 
     /// Takes the next message, if there is one.
     pub(super) fn receive(&mut self) -> Result<Option<Message>, Corrupt> {
-        let waiting = self.waiting();
-        if waiting == 0 {
+        // From here on only this copy counts: the peer can change what it was copied from.
+        let length = self.memory.word(self.head).load(Ordering::Acquire);
+        if length == 0 {
             return Ok(None);
         }
-        if waiting > WORDS as u64 {
-            return Err(Corrupt("its writer's cursor is out of bounds"));
-        }
-        let mut header = [0; HEADER_BYTES];
-        self.memory.read(self.head, &mut header);
-        let mut size = [0; WORD_BYTES];
-        size.copy_from_slice(&header[..WORD_BYTES]);
-        // From here on only this copy counts: the peer can change what it was copied from.
-        let size = usize::try_from(u64::from_le_bytes(size)).unwrap_or(usize::MAX);
-        if !(HEADER_BYTES..=Memory::<WORDS>::MAX_BYTES).contains(&size) || words(size) > waiting {
+        let size = usize::try_from(length).unwrap_or(usize::MAX);
+        if !(HEADER_BYTES..=Memory::<WORDS>::MAX_BYTES).contains(&size) {
             return Err(Corrupt("the length of a message is out of bounds"));
         }
+        let mut header = [0; HEADER_BYTES];
+        let (first, rest) = header.split_at_mut(WORD_BYTES);
+        first.copy_from_slice(&length.to_le_bytes());
+        self.memory.read(self.head.wrapping_add(1), rest);
         let mut payload = vec![0; size - HEADER_BYTES];
         self.memory.read(self.head.wrapping_add(HEADER_WORDS as u64), &mut payload);
-        self.head = self.head.wrapping_add(words(size));
+        let taken = words(size);
+        for line in (0..taken).step_by(LINE_WORDS as usize) {
+            self.memory.word(self.head.wrapping_add(line)).store(0, Ordering::Relaxed);
+        }
+        self.head = self.head.wrapping_add(taken);
         self.memory.reader.head.store(self.head, Ordering::Release);
         Ok(Some((header, payload)))
     }
@@ -348,7 +363,7 @@ impl<const WORDS: usize> Attendant<'_, WORDS> {
         memory.reader.state.store(ABSENT, Ordering::Relaxed);
         drop(self);
         fence(Ordering::SeqCst);
-        memory.writer.tail.load(Ordering::Relaxed) != read
+        memory.word(read).load(Ordering::Relaxed) != 0
     }
 }
 
