@@ -15,8 +15,8 @@ pub type DirectoryActions =
     Arc<dyn Fn(ExecutorAddrRange, ExecutorAddrRange, ExecutorAddrRange) -> ActionPair + Send + Sync>;
 
 impl MemoryManager {
-    /// Makes sure that code of `alloc` can be published once it is finalized; gives whether it can. Makes a call to the
-    /// executor the first time in a reservation.
+    /// Makes sure that code of `alloc` can be published once it is finalized; gives whether it can: not while another thread
+    /// tells the executor of the directory. Makes a call to the executor the first time in a reservation.
     pub fn prepare_to_publish(&self, alloc: &InFlightAlloc) -> Pending<Result<bool, Error>> {
         let Some(place) = alloc.taken.as_ref().and_then(|taken| taken.place.as_ref()) else {
             return Pending::ready(Ok(false));
@@ -27,8 +27,11 @@ impl MemoryManager {
             let mut state = self.inner.lock();
             match state.reservations.get_mut(&base) {
                 Some(reservation) if reservation.directory.is_some() => return Pending::ready(Ok(true)),
-                Some(reservation) => reservation.take_directory(),
-                None => None,
+                Some(reservation) if !reservation.is_telling => {
+                    reservation.is_telling = reservation.directory_place.is_some();
+                    reservation.directory_place
+                }
+                _ => None,
             }
         };
         let Some(taken) = taken else { return Pending::ready(Ok(false)) };
@@ -68,43 +71,40 @@ impl Inner {
         actions: ActionPair,
     ) -> Pending<Result<bool, Error>> {
         let group = AllocGroup::standard(MemProt::READ);
-        let (working, view) = match (self.mapper.prepare(place.table), self.mapper.view(place.indexes)) {
-            (Ok(working), Some(view)) => (working, view),
-            (Ok(_), None) => return Pending::ready(Ok(self.give_up(base, place))),
-            (Err(error), _) => {
-                self.give_up(base, place);
+        let views = self.mapper.prepare(place.table).map(|working| Some((working, self.mapper.view(place.indexes)?)));
+        let (working, view) = match views {
+            Ok(Some(views)) => views,
+            Ok(None) => return Pending::ready(Ok(self.told(base, None))),
+            Err(error) => {
+                self.told(base, None);
                 return Pending::ready(Err(error));
             }
         };
-        // A table of zeros is empty. Most of it is never touched.
-        self.mapper.recycle(&[(group, place.table)]);
         let segment = FinalizeSegment { group, range: place.table, content_bytes: 0, working };
         let request = FinalizeRequest { reservation: base, segments: vec![segment], actions: vec![actions] };
         let inner = Arc::clone(self);
         self.mapper.finalize(vec![request]).map(move |finalized| {
-            if let Err(error) = finalized {
-                if !error.leaves_unknown() {
-                    inner.give_up(base, place);
+            let directory = || Directory::new(base, place.table.start(), place.indexes, view);
+            let told = finalized.map(|_| directory());
+            match told {
+                Ok(directory) => Ok(inner.told(base, directory)),
+                // What the executor knows is not known; nobody is to try again then.
+                Err(error) if error.leaves_unknown() => Err(error),
+                Err(error) => {
+                    inner.told(base, None);
+                    Err(error)
                 }
-                return Err(error);
             }
-            let directory = Directory::new(base, place.table.start(), place.indexes, view);
-            let mut state = inner.lock();
-            match state.reservations.get_mut(&base) {
-                Some(reservation) if reservation.directory.is_none() => reservation.directory = directory,
-                // Another thread has made one meanwhile. This one stays, empty.
-                _ => {}
-            }
-            Ok(true)
         })
     }
 
-    /// Gives back the room for a directory that is not made.
-    fn give_up(&self, base: ExecutorAddr, place: DirectoryPlace) -> bool {
+    /// Keeps the directory that the executor has been told of, or none if it could not be; gives whether there is one.
+    fn told(&self, base: ExecutorAddr, directory: Option<Directory>) -> bool {
+        let is_there = directory.is_some();
         if let Some(reservation) = self.lock().reservations.get_mut(&base) {
-            reservation.give_directory(place);
+            (reservation.is_telling, reservation.directory) = (false, directory);
         }
-        false
+        is_there
     }
 
     /// Has code found no more, before its memory is free.

@@ -216,14 +216,14 @@ impl MemoryManager {
         for reservation in state.reservations.values().chain(state.buffers.values()) {
             stats.reservations += 1;
             stats.reserved_bytes += reservation.range.len();
-            stats.table_bytes += reservation.table_bytes;
+            stats.table_bytes += reservation.table_bytes();
             for area in &reservation.areas {
                 let free = area.free.total();
                 stats.free_bytes += free;
                 stats.live_bytes += area.range.len() - free;
                 stats.largest_free_bytes = stats.largest_free_bytes.max(area.free.largest());
             }
-            stats.live_bytes -= reservation.table_bytes;
+            stats.live_bytes -= reservation.table_bytes();
         }
         stats
     }
@@ -358,7 +358,10 @@ impl Inner {
                     return Err(Error::BadAnswer { what: "reserve", text });
                 }
                 Ok(range) => {
-                    let reservation = Reservation::new(range, self.mapper.stripes(range.start()));
+                    let mut reservation = Reservation::new(range, self.mapper.stripes(range.start()));
+                    if self.directory_actions.is_some() {
+                        reservation.make_room_for_directory();
+                    }
                     if reservation.is_striped() {
                         // The next one, if this is not enough: a stripe is only a part of a reservation.
                         least = request.striped_bytes(self.page_size);

@@ -19,10 +19,12 @@ pub(super) struct Reservation {
     pub(super) areas: Vec<Area>,
     /// Number of allocations.
     pub(super) live: u64,
+    /// Room for the table by which the executor finds code in it, which has been nothing else: it is zero.
+    pub(super) directory_place: Option<DirectoryPlace>,
+    /// Whether somebody is telling the executor of it.
+    pub(super) is_telling: bool,
     /// How the executor finds code in it, once some is to be found.
     pub(super) directory: Option<Directory>,
-    /// Bytes of tables for that.
-    pub(super) table_bytes: u64,
 }
 
 /// The parts of a reservation that a directory is about.
@@ -63,7 +65,7 @@ impl Reservation {
         if areas.is_empty() {
             areas.push(Area::new(None, range));
         }
-        Self { range, areas, live: 0, directory: None, table_bytes: 0 }
+        Self { range, areas, live: 0, directory_place: None, is_telling: false, directory: None }
     }
 
     /// Takes what a request needs: a range for each segment in its stripe, or one for all of them.
@@ -106,20 +108,19 @@ impl Reservation {
         }
     }
 
-    /// Takes room for the table of a directory; none if the reservation has no stripes, or no room.
-    pub(super) fn take_directory(&mut self) -> Option<DirectoryPlace> {
+    /// Takes room for the table of a directory, if there are stripes. Nothing must have been taken before.
+    pub(super) fn make_room_for_directory(&mut self) {
         let stripe = |prot| self.areas.iter().position(|area| area.prot == Some(prot));
-        let (code, indexes) = (self.areas[stripe(MemProt::RX)?].range, stripe(MemProt::READ)?);
+        let (Some(code), Some(indexes)) = (stripe(MemProt::RX), stripe(MemProt::READ)) else { return };
+        let code = self.areas[code].range;
         let area = &mut self.areas[indexes];
-        let table = area.free.take(table_bytes(code.len()), granule(MemProt::READ))?;
-        self.table_bytes += table.len();
-        Some(DirectoryPlace { code, indexes: area.range, table })
+        let table = area.free.take(table_bytes(code.len()), granule(MemProt::READ));
+        self.directory_place = table.map(|table| DirectoryPlace { code, indexes: area.range, table });
     }
 
-    /// Gives that room back.
-    pub(super) fn give_directory(&mut self, place: DirectoryPlace) {
-        self.table_bytes -= place.table.len();
-        self.give_swept(place.table);
+    /// Returns the bytes of that.
+    pub(super) fn table_bytes(&self) -> u64 {
+        self.directory_place.map_or(0, |place| place.table.len())
     }
 
     fn area_of(&mut self, range: ExecutorAddrRange) -> Option<&mut Area> {
@@ -328,6 +329,9 @@ impl Request {
 
     /// Returns how much to reserve so that every stripe has room for the whole request.
     pub(super) fn striped_bytes(&self, page_size: PageSize) -> u64 {
-        self.reserve_bytes(0, page_size).saturating_add(page_size.bytes()).saturating_mul(STRIPE_SHARE)
+        let bytes = self.reserve_bytes(0, page_size);
+        // The table of a directory is a thousandth of the stripe of code, which is as long.
+        let table = (bytes / 512).saturating_add(page_size.bytes());
+        bytes.saturating_add(page_size.bytes()).saturating_add(table).saturating_mul(STRIPE_SHARE)
     }
 }
