@@ -43,6 +43,11 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::result_large_err, reason = "the error is Cranelift's")]
 
+/// The guide's chapter, whose program is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guide/cranelift.md")]
+pub struct Guide;
+
 mod builder;
 mod graph;
 mod module;
