@@ -71,7 +71,9 @@ impl Inner {
         actions: ActionPair,
     ) -> Pending<Result<bool, Error>> {
         let group = AllocGroup::standard(MemProt::READ);
-        let views = self.mapper.prepare(place.table).map(|working| Some((working, self.mapper.view(place.indexes)?)));
+        // Nothing is written to the table now; most of it never is.
+        let content = self.mapper.prepare(ExecutorAddrRange::at(place.table.start()));
+        let views = content.map(|working| Some((working, self.mapper.view(place.indexes)?)));
         let (working, view) = match views {
             Ok(Some(views)) => views,
             Ok(None) => return Pending::ready(Ok(self.told(base, None))),
