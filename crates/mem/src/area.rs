@@ -1,6 +1,6 @@
 //! Memory without a name that two processes map for good, and that nobody allocates from.
 
-use crate::sys::{Mapping, SharedObject};
+use crate::sys::{Mapping, Place, SharedObject};
 use crate::{Error, WorkingMemory};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -41,7 +41,7 @@ impl SharedArea {
 
     fn map(object: SharedObject, bytes: u64) -> Result<Self, Error> {
         let length = usize::try_from(bytes).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-        let mapping = object.map(length, None).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+        let mapping = object.map(length, Place::Anywhere).map_err(|_| Error::OutOfAddressSpace { bytes })?;
         Ok(Self { object, mapping: Arc::new(mapping) })
     }
 

@@ -198,6 +198,16 @@ impl Endpoint {
         self.0.0.send_descriptor(descriptor)
     }
 
+    /// As [`Self::send_descriptor`], by a tag of the caller's choice, which is greater than those before it. After this,
+    /// descriptors are sent only so.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send_descriptor`].
+    pub fn send_descriptor_as(&self, tag: u64, descriptor: BorrowedFd<'_>) -> Result<(), CallError> {
+        self.0.0.send_descriptor_as(tag, descriptor)
+    }
+
     /// Takes the descriptor that the controller has sent with `tag`, if it has and nobody has taken it. One that was sent
     /// before the call that names it may come later than that: it is waited for, for at most two seconds.
     #[must_use]

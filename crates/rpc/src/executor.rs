@@ -176,6 +176,12 @@ impl<Args, Ret: for<'a> Decode<'a> + Send + 'static> Callee<Args, Ret> {
         self.addr
     }
 
+    /// Returns the same function of another executor, which has it at the same address and is reached by `caller`.
+    #[must_use]
+    pub fn of(&self, caller: &Arc<dyn Caller>) -> Self {
+        Self { caller: Arc::clone(caller), ..self.clone() }
+    }
+
     /// Calls the function with arguments that have been encoded, for example from borrowed parts.
     pub fn call_encoded(&self, args: Vec<u8>) -> Pending<Result<Ret, CallError>> {
         let function = self.name;

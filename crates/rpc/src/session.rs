@@ -184,7 +184,7 @@ impl Session {
         }
     }
 
-    fn send_descriptor_as(&self, tag: u64, descriptor: BorrowedFd<'_>) -> Result<(), CallError> {
+    pub(crate) fn send_descriptor_as(&self, tag: u64, descriptor: BorrowedFd<'_>) -> Result<(), CallError> {
         if let Some(reason) = self.lock().phase.reason() {
             return Err(reason.into());
         }

@@ -117,6 +117,12 @@ functions! {
     /// protection. Without, all is readable and writable until it is finalized. Announced over a connection that passes
     /// descriptors.
     SHARED_MAP = "farlink.shared.map": ((ExecutorAddr, u64, u64, Vec<Stripe>)) -> Expected<ExecutorAddr>;
+    /// (instance, tag, bytes, stripes, base): as [`SHARED_MAP`], at `base` or not at all. Each page that can be written and
+    /// that children do not share becomes this process's own when it first writes it: what the object has stays as it is.
+    /// Announced likewise.
+    SHARED_MAP_AT = "farlink.shared.map_at": ((ExecutorAddr, u64, u64, Vec<Stripe>, ExecutorAddr)) -> Expected<ExecutorAddr>;
+    /// (instance, pages): an action. Pages of data of a reservation of [`SHARED_MAP_AT`] are what the object has, again.
+    SHARED_RENEW = "farlink.shared.renew": ((ExecutorAddr, ExecutorAddrRange)) -> SpsError;
     /// (instance, (reservation, request) of each allocation): finalizes all or none; gives their keys.
     SHARED_INITIALIZE_BATCH = "farlink.shared.initialize_batch":
         ((ExecutorAddr, Vec<(ExecutorAddr, SharedFinalizeRequest)>)) -> Expected<Vec<ExecutorAddr>>;

@@ -10,7 +10,7 @@ use crate::wrap::{OutOfBand, wrappers};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::functions::Expected;
 use farlink_wire::msg::{LookupName, SymbolDef};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
 
@@ -23,8 +23,9 @@ wrappers! { announce:
     ARE_CODE => are_code = in_executable_memory;
 }
 
-/// The handles that `dlopen` has given.
-static HANDLES: LazyLock<Mutex<HashSet<u64>>> = LazyLock::new(Mutex::default);
+/// What `dlopen` has given, once each. A handle is a position here, from 1 on: executors that open the same libraries give
+/// the same handles.
+static HANDLES: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 
 /// The libraries that have been opened, by how they were named, and whether more may be.
 #[derive(Default)]
@@ -55,7 +56,7 @@ fn find_opened(path: &str) -> Option<Expected<ExecutorAddr>> {
         .filter(|_| !path.is_empty())
 }
 
-fn handles() -> MutexGuard<'static, HashSet<u64>> {
+fn handles() -> MutexGuard<'static, Vec<u64>> {
     // Nothing that can panic runs under this lock.
     HANDLES.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -78,9 +79,17 @@ fn open((instance, path, mode): (ExecutorAddr, String, u64)) -> Result<Expected<
     if handle.is_null() {
         return Ok(Err(dl_error()));
     }
-    handles().insert(handle as u64);
-    opened().libraries.insert(named, ExecutorAddr::new(handle as u64));
-    Ok(Ok(ExecutorAddr::new(handle as u64)))
+    let handle = {
+        let (mut handles, handle) = (handles(), handle as u64);
+        let known = handles.iter().position(|&known| known == handle);
+        let position = known.unwrap_or_else(|| {
+            handles.push(handle);
+            handles.len() - 1
+        });
+        ExecutorAddr::new(position as u64 + 1)
+    };
+    opened().libraries.insert(named, handle);
+    Ok(Ok(handle))
 }
 
 /// Opens a library whose thread-local variables some code wants at one distance from every thread's pointer: only while a
@@ -117,8 +126,9 @@ pub(crate) fn dl_error() -> String {
 }
 
 fn check(handle: ExecutorAddr) -> Result<*mut c_void, String> {
-    let known = handles().contains(&handle.as_u64());
-    if known { Ok(handle.as_u64() as *mut c_void) } else { Err(format!("{handle} is no handle of a library")) }
+    let position = handle.as_u64().checked_sub(1).and_then(|position| usize::try_from(position).ok());
+    let known = position.and_then(|position| handles().get(position).copied());
+    known.map(|known| known as *mut c_void).ok_or_else(|| format!("{handle} is no handle of a library"))
 }
 
 /// Returns the address of a symbol in the library that was given this handle.

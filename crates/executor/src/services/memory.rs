@@ -27,6 +27,8 @@ wrappers! { announce_plain:
 
 wrappers! { announce_with_descriptors:
     SHARED_MAP => shared_map = map_shared;
+    SHARED_MAP_AT => shared_map_at = map_shared_at;
+    SHARED_RENEW => shared_renew = renew;
 }
 
 /// Announces the functions of both services.
@@ -51,11 +53,31 @@ fn reserve_shared((instance, bytes): (ExecutorAddr, u64)) -> Result<Expected<(Ex
 fn map_shared(
     (instance, tag, bytes, stripes): (ExecutorAddr, u64, u64, Vec<Stripe>),
 ) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+    map_received(instance, tag, bytes, &stripes, None)
+}
+
+fn map_shared_at(
+    (instance, tag, bytes, stripes, base): (ExecutorAddr, u64, u64, Vec<Stripe>, ExecutorAddr),
+) -> Result<Expected<ExecutorAddr>, OutOfBand> {
+    map_received(instance, tag, bytes, &stripes, Some(base))
+}
+
+fn map_received(
+    instance: ExecutorAddr,
+    tag: u64,
+    bytes: u64,
+    stripes: &[Stripe],
+    base: Option<ExecutorAddr>,
+) -> Result<Expected<ExecutorAddr>, OutOfBand> {
     let session = session(instance)?;
     let Some(object) = session.endpoint()?.take_descriptor(tag) else {
         return Ok(Err(format!("no descriptor has come with the tag {tag}")));
     };
-    Ok(text(session.shared.reserve_received(object, bytes, &stripes).map(|range| range.start())))
+    Ok(text(session.shared.reserve_received(object, bytes, stripes, base).map(|range| range.start())))
+}
+
+fn renew((instance, pages): (ExecutorAddr, ExecutorAddrRange)) -> Result<SpsError, OutOfBand> {
+    Ok(SpsError(text(session(instance)?.shared.renew(pages))))
 }
 
 fn shared_allocation((base, request): (ExecutorAddr, SharedFinalizeRequest)) -> Allocation<'static> {

@@ -43,6 +43,7 @@ struct Open {
 
 #[derive(Default)]
 struct Modules {
+    /// By their handles, which are their numbers to the dynamic linker: the same in executors that open the same.
     open: HashMap<u64, Open>,
     /// Static ones that have been closed.
     free: Vec<Open>,
@@ -74,9 +75,9 @@ fn open(template: TlsTemplate) -> Result<Opened, OutOfBand> {
         Ok(open) => open,
         Err(text) => return Ok(Err(explain(&template, &text))),
     };
-    let (handle, place) = (open.module.handle, open.place);
-    modules.open.insert(handle, open);
-    Ok(Ok((ExecutorAddr::new(handle), place)))
+    let place = open.place;
+    modules.open.insert(place.module, open);
+    Ok(Ok((ExecutorAddr::new(place.module), place)))
 }
 
 fn explain(template: &TlsTemplate, text: &str) -> String {

@@ -95,6 +95,12 @@ impl MemoryManager {
         Self { inner: Arc::new(inner) }
     }
 
+    /// Returns the executor's page size.
+    #[must_use]
+    pub fn page_size(&self) -> PageSize {
+        self.inner.page_size
+    }
+
     /// Asks for the first reservation without waiting for it: the executor makes it while the controller prepares what goes
     /// there. For an executor that ends with the manager: one that is never needed stays reserved there.
     pub fn reserve_ahead(&self) {
@@ -153,7 +159,7 @@ impl MemoryManager {
             }
             Err(error) => {
                 // The mapper has made the ranges as they were reserved, if it knows what became of them.
-                if !error.leaves_unknown() {
+                if !error.leaves_unknown() || inner.mapper.outlives_executors() {
                     inner.free(finalized);
                 }
                 Err(error)

@@ -90,6 +90,12 @@ pub trait MemoryMapper: Send + Sync {
         None
     }
 
+    /// Returns whether reservations are still there when an executor has gone, for another: then what the one that has gone
+    /// was asked to finalize is nowhere.
+    fn outlives_executors(&self) -> bool {
+        false
+    }
+
     /// Returns what the reservations take of the system: nothing, unless an implementation says otherwise.
     fn usage(&self) -> Pending<Result<MapperUsage, Error>> {
         Pending::ready(Ok(MapperUsage::default()))

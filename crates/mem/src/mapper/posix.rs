@@ -3,7 +3,7 @@
 use super::bad_answer;
 use super::views::View;
 use crate::Error;
-use crate::sys::SharedObject;
+use crate::sys::{Place, SharedObject};
 use farlink_wire::msg::Stripe;
 use std::sync::Arc;
 
@@ -34,6 +34,6 @@ pub(super) fn attach(object: SharedObject, name: &str, bytes: u64, stripes: Vec<
     if size < bytes {
         return Err(bad_answer("reserve", format!("the object {name} has {size} bytes instead of {bytes}")));
     }
-    let mapping = object.map(bytes as usize, None).map_err(|error| Error::shared(name, "mapped", error))?;
+    let mapping = object.map(bytes as usize, Place::Anywhere).map_err(|error| Error::shared(name, "mapped", error))?;
     Ok(View::new(Some(object), Arc::new(mapping), None, stripes))
 }

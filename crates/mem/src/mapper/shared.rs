@@ -16,7 +16,7 @@ use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSiz
 use farlink_rpc::{CallError, Callee, Executor, Pending};
 use farlink_wire::functions::{
     Expected, MEMORY_USAGE, PID_KEY, SHARED_DEINITIALIZE, SHARED_INITIALIZE, SHARED_INITIALIZE_BATCH, SHARED_INSTANCE,
-    SHARED_MAP, SHARED_RELEASE, SHARED_RESERVE, VERSION_KEY,
+    SHARED_MAP, SHARED_MAP_AT, SHARED_RELEASE, SHARED_RESERVE, VERSION_KEY,
 };
 use farlink_wire::msg::{MemoryUsage, SharedFinalizeRequest, SharedSegment, Stripe};
 use farlink_wire::sps::{SpsError, from_bytes, to_bytes};
@@ -33,6 +33,7 @@ pub struct SharedMemoryMapper {
 
 type Keys = Vec<ExecutorAddr>;
 type MapObject = Callee<(ExecutorAddr, u64, u64, Vec<Stripe>), Expected<ExecutorAddr>>;
+type MapObjectAt = Callee<(ExecutorAddr, u64, u64, Vec<Stripe>, ExecutorAddr), Expected<ExecutorAddr>>;
 type InitializeBatch = Callee<(ExecutorAddr, Vec<(ExecutorAddr, SharedFinalizeRequest)>), Expected<Keys>>;
 
 struct Inner {
@@ -54,7 +55,7 @@ enum Backing {
     /// This process makes an object without a name and sends its descriptor.
     Nameless {
         executor: Executor,
-        map: MapObject,
+        map: Map,
         /// Whether nobody may map it to be written once both have.
         ends_writing: bool,
     },
@@ -72,7 +73,20 @@ enum Backing {
     },
 }
 
+/// How executors map an object.
+enum Map {
+    /// Where there is room, all writing the same data.
+    Anywhere(MapObject),
+    /// At one address in all of them, below the limit if there is one; each with its own data.
+    At { map: MapObjectAt, limit: Option<ExecutorAddr> },
+}
+
 impl Backing {
+    /// Returns whether what the executor writes is not seen here.
+    fn is_copied(&self) -> bool {
+        matches!(self, Self::Nameless { map: Map::At { .. }, .. })
+    }
+
     fn key_pages(&self) -> Option<&KeyPages> {
         match self {
             Self::Named { key_pages, .. } => Some(key_pages),
@@ -105,7 +119,7 @@ impl SharedMemoryMapper {
         match executor.bind(SHARED_MAP) {
             Ok(map) => Self::with_backing(
                 executor,
-                Backing::Nameless { executor: executor.clone(), map, ends_writing: false },
+                Backing::Nameless { executor: executor.clone(), map: Map::Anywhere(map), ends_writing: false },
                 is_striped,
             ),
             Err(_) => Self::named(executor, is_striped),
@@ -119,8 +133,22 @@ impl SharedMemoryMapper {
     ///
     /// Fails if the executor has no such service, or the connection passes no descriptors.
     pub fn hardened(executor: &Executor) -> Result<Self, Error> {
-        let backing =
-            Backing::Nameless { executor: executor.clone(), map: executor.bind(SHARED_MAP)?, ends_writing: true };
+        let map = Map::Anywhere(executor.bind(SHARED_MAP)?);
+        let backing = Backing::Nameless { executor: executor.clone(), map, ends_writing: true };
+        Self::with_backing(executor, backing, true)
+    }
+
+    /// As [`Self::new`] or, with `ends_writing`, [`Self::hardened`], for executors that are all alike, of which any may go
+    /// and another come: a reservation has one address in all, they share code and constants, and each has its own copy
+    /// of each page of data that it writes. What this mapper holds is data as it was linked, which no executor changes.
+    /// Reservations are below `limit`, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the executor has no such service, or the connection passes no descriptors.
+    pub fn replicated(executor: &Executor, ends_writing: bool, limit: Option<ExecutorAddr>) -> Result<Self, Error> {
+        let map = Map::At { map: executor.bind(SHARED_MAP_AT)?, limit };
+        let backing = Backing::Nameless { executor: executor.clone(), map, ends_writing };
         Self::with_backing(executor, backing, true)
     }
 
@@ -277,7 +305,12 @@ impl MemoryMapper for SharedMemoryMapper {
     }
 
     fn view(&self, range: ExecutorAddrRange) -> Option<WorkingMemory> {
-        self.inner.views.working(range).ok()
+        let is_elsewhere = self.inner.backing.is_copied() && self.inner.views.is_data(range);
+        self.inner.views.working(range).ok().filter(|_| !is_elsewhere)
+    }
+
+    fn outlives_executors(&self) -> bool {
+        self.inner.backing.is_copied()
     }
 
     fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {

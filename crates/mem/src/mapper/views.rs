@@ -228,6 +228,14 @@ impl Views {
         view.working(range.start().as_u64() - around.start().as_u64(), range.len())
     }
 
+    /// Returns whether a range is data that the executor's children do not share.
+    pub(super) fn is_data(&self, range: ExecutorAddrRange) -> bool {
+        self.place(range).is_ok_and(|(offset, view)| {
+            let has = |stripe: &&Stripe| (stripe.offset..stripe.offset + stripe.size).contains(&offset);
+            view.stripes.iter().find(has).is_some_and(Stripe::is_copied_on_fork)
+        })
+    }
+
     /// As [`Self::working`], after making sure that there is physical memory where that has to be asked for, or where it
     /// pays to ask for it at once.
     pub(super) fn secured(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {

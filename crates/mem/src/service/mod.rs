@@ -11,7 +11,7 @@ mod system;
 
 pub use system::{ChildCopy, ServiceUsage};
 
-use crate::sys::{self, Mapping, SharedObject};
+use crate::sys::{self, Data, Mapping, Place, SharedObject};
 use crate::{Error, action};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_wire::msg::{ActionPair, Segment, Stripe, WrapperFunctionCall};
@@ -80,7 +80,7 @@ impl MemoryService {
     /// Fails if the size is 0 or more than an address space has, or the system has no room for it.
     pub fn reserve_private(&self, bytes: u64) -> Result<ExecutorAddrRange, Error> {
         let bytes = self.slab_bytes(bytes)?;
-        let mapping = Mapping::private(bytes as usize, self.limit()).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+        let mapping = Mapping::private(bytes as usize, self.place()).map_err(|_| Error::OutOfAddressSpace { bytes })?;
         self.add_slab(mapping, Backing::Private { object: None }, &[])
     }
 
@@ -95,8 +95,8 @@ impl MemoryService {
         slabs::check_stripes(stripes, bytes, self.page_size)?;
         let object = SharedObject::nameless(bytes).map_err(|error| nameless_error(error, bytes))?;
         let no_space = |_| Error::OutOfAddressSpace { bytes };
-        let mapping = object.map_stripes(bytes as usize, stripes, true, self.limit()).map_err(no_space)?;
-        let view = object.map(bytes as usize, None).map_err(no_space)?;
+        let mapping = object.map_stripes(bytes as usize, stripes, Data::Own, self.place()).map_err(no_space)?;
+        let view = object.map(bytes as usize, Place::Anywhere).map_err(no_space)?;
         let range = self.add_slab(mapping, Backing::Private { object: Some(object) }, stripes)?;
         Ok((range, Arc::new(view)))
     }
@@ -119,8 +119,8 @@ impl MemoryService {
             .find_map(|name| Some(SharedObject::create(&name, bytes).transpose()?.map(|object| (object, name))));
         let (object, name) = created.unwrap_or_else(|| Err(Error::shared("/farlink_*", "created", Errno::EXIST)))?;
         let guard = SharedName(name.clone());
-        let mapping = object.map(bytes as usize, self.limit()).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-        Ok((self.add_slab(mapping, Backing::Shared { object, _name: Some(guard) }, &[])?, name))
+        let mapping = object.map(bytes as usize, self.place()).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+        Ok((self.add_slab(mapping, Backing::Shared { object, copies_data: false, _name: Some(guard) }, &[])?, name))
     }
 
     /// As [`Self::reserve_private`], of memory behind a descriptor that the controller has sent and has mapped too.
@@ -128,16 +128,21 @@ impl MemoryService {
     /// With stripes, each is mapped with its protection for good; allocations in them are not page by page, and are only
     /// made known here if they have actions.
     ///
+    /// With `base`, the memory is there or nowhere, and this process has its own copy of each page of data that it
+    /// writes: see [`Self::renew`]. What children share is not copied.
+    ///
     /// # Errors
     ///
-    /// As [`Self::reserve_private`]; also fails if the object is smaller than `bytes` or cannot be mapped, or the
-    /// stripes are not whole pages, in order and apart.
+    /// As [`Self::reserve_private`]; also fails if the object is smaller than `bytes` or cannot be mapped, the
+    /// stripes are not whole pages, in order and apart, or something is at `base`.
     pub fn reserve_received(
         &self,
         object: OwnedFd,
         bytes: u64,
         stripes: &[Stripe],
+        base: Option<ExecutorAddr>,
     ) -> Result<ExecutorAddrRange, Error> {
+        let (data, place) = base.map_or((Data::Shared, self.place()), |base| (Data::Copied, Place::At(base)));
         let bytes = self.slab_bytes(bytes)?;
         slabs::check_stripes(stripes, bytes, self.page_size)?;
         let unknown = |error| Error::system("the object received cannot be examined", error);
@@ -147,8 +152,8 @@ impl MemoryService {
             return Err(Error::BadSize { what: "mapped of a smaller object", bytes });
         }
         let mapped = match stripes {
-            [] => object.map(bytes as usize, self.limit()),
-            stripes => object.map_stripes(bytes as usize, stripes, false, self.limit()),
+            [] => object.map(bytes as usize, place),
+            stripes => object.map_stripes(bytes as usize, stripes, data, place),
         };
         let mapping = mapped.map_err(|error| match error {
             Errno::NOMEM => Error::OutOfAddressSpace { bytes },
@@ -158,7 +163,29 @@ impl MemoryService {
             ),
             error => Error::system("the object received cannot be mapped", error),
         })?;
-        self.add_slab(mapping, Backing::Shared { object, _name: None }, stripes)
+        let copies_data = matches!(data, Data::Copied);
+        self.add_slab(mapping, Backing::Shared { object, copies_data, _name: None }, stripes)
+    }
+
+    /// Gives up this process's copies of pages of data, which are what their object has again.
+    ///
+    /// # Errors
+    ///
+    /// Fails if `pages` are not whole pages of data in a slab that this process has copies of.
+    pub fn renew(&self, pages: ExecutorAddrRange) -> Result<(), Error> {
+        let page = self.page_size.align();
+        if !pages.start().is_aligned(page) || !page.is_aligned(pages.len()) {
+            return Err(Error::Misaligned(pages.start()));
+        }
+        let mapping = {
+            let mut state = self.lock();
+            let slab = state.slab_around(pages, None)?;
+            if !slab.copies(pages) {
+                return Err(Error::OutsideReservation(pages));
+            }
+            Arc::clone(&slab.mapping)
+        };
+        mapping.renew(pages).map_err(|error| Error::system("data cannot be made as it was linked", error))
     }
 
     /// Places what is reserved from now on below `limit`; null is no limit.
@@ -166,8 +193,11 @@ impl MemoryService {
         self.limit.store(limit.as_u64(), Ordering::Relaxed);
     }
 
-    fn limit(&self) -> Option<ExecutorAddr> {
-        Some(ExecutorAddr::new(self.limit.load(Ordering::Relaxed))).filter(|limit| !limit.is_null())
+    fn place(&self) -> Place {
+        match ExecutorAddr::new(self.limit.load(Ordering::Relaxed)) {
+            ExecutorAddr::NULL => Place::Anywhere,
+            limit => Place::Below(limit),
+        }
     }
 
     fn slab_bytes(&self, bytes: u64) -> Result<u64, Error> {

@@ -31,7 +31,12 @@ pub(super) enum Backing {
     /// Memory of this process's own. If there is an object too, it is behind what a child would not get a copy of.
     Private { object: Option<SharedObject> },
     /// An object that another process has mapped too, and its name, until the slab goes.
-    Shared { object: SharedObject, _name: Option<SharedName> },
+    Shared {
+        object: SharedObject,
+        /// Whether this process has its own copy of each page of data that it writes.
+        copies_data: bool,
+        _name: Option<SharedName>,
+    },
 }
 
 /// The name of a shared memory object that this service created. The controller removes it; if it never did, dropping
@@ -228,10 +233,24 @@ impl State {
 impl Slab {
     /// Returns the ranges of shared memory that a child would share, and is to have a copy of.
     pub(super) fn copied_on_fork(&self) -> Vec<ExecutorAddrRange> {
-        let stripes = self.stripes.iter().filter(|(stripe, _)| stripe.is_copied_on_fork()).map(|&(_, range)| range);
+        let stripes = self.data().filter(|_| !self.copies_data());
         let live = self.allocations.values().flat_map(|record| &record.segments);
         let written = live.filter(|(_, prot)| prot.contains(MemProt::WRITE)).map(|&(range, _)| range);
         stripes.chain(written).filter(|range| !range.is_empty()).collect()
+    }
+
+    /// Returns the addresses of stripes of data that children do not share.
+    pub(super) fn data(&self) -> impl Iterator<Item = ExecutorAddrRange> {
+        self.stripes.iter().filter(|(stripe, _)| stripe.is_copied_on_fork()).map(|&(_, range)| range)
+    }
+
+    fn copies_data(&self) -> bool {
+        matches!(self.backing, Backing::Shared { copies_data: true, .. })
+    }
+
+    /// Returns whether this process has its own copies of pages in `range`.
+    pub(super) fn copies(&self, range: ExecutorAddrRange) -> bool {
+        self.copies_data() && { self.data() }.any(|data| data.contains_range(range))
     }
 
     /// Checks an allocation in stripes, and marks it busy by its lowest address. Its memory is as it has to be.

@@ -87,8 +87,7 @@ impl MemoryService {
                 Backing::Shared { object, .. } => object.committed_bytes().map_err(unknown)?,
                 Backing::Private { object: None } => slab.mapping.resident_bytes(range).map_err(unknown)?,
                 Backing::Private { object: Some(object) } => {
-                    let own = slab.stripes.iter().filter(|(stripe, _)| stripe.is_copied_on_fork());
-                    let own = own.map(|&(_, range)| slab.mapping.resident_bytes(range)).sum::<Result<u64, _>>();
+                    let own = slab.data().map(|range| slab.mapping.resident_bytes(range)).sum::<Result<u64, _>>();
                     own.and_then(|own| Ok(own + object.committed_bytes()?)).map_err(unknown)?
                 }
             };

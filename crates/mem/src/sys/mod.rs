@@ -10,7 +10,7 @@ mod linux;
 #[cfg(target_os = "linux")]
 pub use linux::probe;
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{Mapping, SharedObject, Snapshot, count_mappings, page_size};
+pub(crate) use linux::{Data, Mapping, Place, SharedObject, Snapshot, count_mappings, page_size};
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("farlink-mem has no memory calls for this system yet: src/sys needs a folder for it");

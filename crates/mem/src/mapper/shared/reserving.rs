@@ -1,16 +1,18 @@
 //! Reserving: a memory object for each reservation, made here or by the executor, and its stripes.
 
-use super::{Backing, Inner, MapObject};
+use super::{Backing, Inner, Map, MapObject, MapObjectAt};
 use crate::Error;
 use crate::mapper::posix::{attach, take, unlink_orphans};
 use crate::mapper::views::View;
-use crate::mapper::{check_keys, check_reserved, refused};
+use crate::mapper::{bad_answer, check_keys, check_reserved, refused};
 use crate::service::nameless_error;
-use crate::sys::SharedObject;
+use crate::sys::{Place, SharedObject};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_rpc::{CallError, Executor, Pending};
 use farlink_wire::functions::Expected;
 use farlink_wire::msg::{SharedFinalizeRequest, SharedSegment, Stripe};
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -45,8 +47,12 @@ impl Inner {
         let reserve = |bytes| {
             let stripes = stripes(bytes);
             match &self.backing {
-                Backing::Nameless { executor, map, ends_writing } => {
+                Backing::Nameless { executor, map: Map::Anywhere(map), ends_writing } => {
                     self.reserve_nameless(bytes, stripes, executor, map, *ends_writing)
+                }
+                Backing::Nameless { executor, map: Map::At { map, limit }, ends_writing } => {
+                    let made = make(bytes, stripes, *ends_writing)?;
+                    Ok(Pending::ready(self.reserve_at(bytes, made, executor, (map, *limit), *ends_writing)))
                 }
                 Backing::Named { reserve, asked, .. } => {
                     asked.fetch_add(1, Ordering::Relaxed);
@@ -75,13 +81,31 @@ impl Inner {
         let inner = Arc::clone(self);
         Ok(map.call(&(self.instance, tag, bytes, stripes)).map(move |answer| {
             let base = answer?.map_err(refused("map shared memory"))?;
-            let ended = match &view.object {
-                Some(object) if ends_writing => object.end_writing(),
-                _ => Ok(()),
-            };
-            let ended = ended.map_err(|error| Error::system("shared memory cannot be sealed", error));
-            inner.reserved(bytes, base, ended.map(|()| view))
+            inner.reserved(bytes, base, end_writing(view, ends_writing))
         }))
+    }
+
+    /// Reserves at an address of this process's choice, which the system has nothing at in any executor.
+    fn reserve_at(
+        &self,
+        bytes: u64,
+        view: View,
+        executor: &Executor,
+        (map, limit): (&MapObjectAt, Option<ExecutorAddr>),
+        ends_writing: bool,
+    ) -> Result<ExecutorAddrRange, Error> {
+        let mut failed = Error::OutOfAddressSpace { bytes };
+        for base in bases(bytes, limit) {
+            // The tag of a descriptor is for one call.
+            let descriptor = view.object.as_ref().map(SharedObject::as_fd);
+            let tag = executor.send_descriptor(descriptor.expect("it has just been made"))?;
+            match map.call(&(self.instance, tag, bytes, view.stripes.clone(), base)).wait()? {
+                Ok(mapped) if mapped == base => return self.reserved(bytes, base, end_writing(view, ends_writing)),
+                Ok(elsewhere) => return Err(bad_answer("reserve", format!("{elsewhere} instead of {base}"))),
+                Err(text) => failed = refused("map shared memory")(text),
+            }
+        }
+        Err(failed)
     }
 
     fn reserved_named(
@@ -127,11 +151,41 @@ impl Inner {
     }
 }
 
+/// How many addresses are tried for a reservation, at random: nothing is near them as a rule.
+const MAX_BASES_TRIED: usize = 8;
+
+/// Returns addresses for a reservation, at random in the middle of the address space, far from where the system puts programs
+/// and libraries; or all that come into question below a limit.
+fn bases(bytes: u64, limit: Option<ExecutorAddr>) -> Box<dyn Iterator<Item = ExecutorAddr>> {
+    const LOWEST: u64 = 16 << 40;
+    const HIGHEST: u64 = 80 << 40;
+    const STEP: u64 = 2 << 20;
+    const LOWEST_BELOW: u64 = 256 << 20;
+    const STEP_BELOW: usize = 64 << 20;
+    if let Some(limit) = limit {
+        let last = limit.as_u64().saturating_sub(bytes);
+        return Box::new((LOWEST_BELOW..=last).step_by(STEP_BELOW).map(ExecutorAddr::new));
+    }
+    // Seeded by the system.
+    let random = move || RandomState::new().hash_one(bytes);
+    let base = move || ExecutorAddr::new((LOWEST + random() % (HIGHEST - LOWEST)) / STEP * STEP);
+    Box::new(std::iter::repeat_with(base).take(MAX_BASES_TRIED))
+}
+
+/// Has nobody map an object to be written any more, if that is wanted.
+fn end_writing(view: View, ends: bool) -> Result<View, Error> {
+    let ended = match &view.object {
+        Some(object) if ends => object.end_writing(),
+        _ => Ok(()),
+    };
+    ended.map_err(|error| Error::system("shared memory cannot be sealed", error)).map(|()| view)
+}
+
 /// Makes an object without a name, and maps it.
 fn make(bytes: u64, stripes: Vec<Stripe>, ends_writing: bool) -> Result<View, Error> {
     let make = if ends_writing { SharedObject::nameless_for_a_while } else { SharedObject::nameless };
     let object = make(bytes).map_err(|error| nameless_error(error, bytes))?;
     let length = usize::try_from(bytes).map_err(|_| Error::OutOfAddressSpace { bytes })?;
-    let mapping = object.map(length, None).map_err(|_| Error::OutOfAddressSpace { bytes })?;
+    let mapping = object.map(length, Place::Anywhere).map_err(|_| Error::OutOfAddressSpace { bytes })?;
     Ok(View::new(Some(object), Arc::new(mapping), None, stripes))
 }

@@ -29,15 +29,15 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps `len` fresh bytes, zero, readable and writable, which take physical memory only as they are touched.
-    pub(crate) fn private(len: usize, limit: Limit) -> Result<Self, Errno> {
-        Ok(Self::new(anonymous(len, ProtFlags::READ | ProtFlags::WRITE, limit)?, len, false))
+    pub(crate) fn private(len: usize, place: Place) -> Result<Self, Errno> {
+        Ok(Self::new(anonymous(len, ProtFlags::READ | ProtFlags::WRITE, place)?, len, false))
     }
 
     /// Maps the first `len` bytes of a shared memory object, readable and writable.
-    pub(crate) fn shared(object: impl AsFd, len: usize, limit: Limit) -> Result<Self, Errno> {
+    pub(crate) fn shared(object: impl AsFd, len: usize, place: Place) -> Result<Self, Errno> {
         let (prot, shared) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
-        let start = place(len, limit, |addr, flags| {
-            // SAFETY: a mapping that exists is not replaced: `place` says so in the flags.
+        let start = map_at(len, place, |addr, flags| {
+            // SAFETY: a mapping that exists is not replaced: `map_at` says so in the flags.
             unsafe { rustix::mm::mmap(addr, len, prot, shared | flags, object.as_fd(), 0) }
         })?;
         Ok(Self::new(start, len, true))
@@ -46,7 +46,7 @@ impl Mapping {
     /// Reserves `len` bytes of address space and maps each stripe of a shared memory object at its offset, with its
     /// protection for good. What is after a stripe, up to the next, cannot be accessed.
     ///
-    /// With `owns_data`, stripes that can be written and are not shared with children are memory of this process alone.
+    /// Stripes that can be written and are not shared with children are what `data` says.
     ///
     /// Protections are set by mapping and not by changing them, which a hardened process refuses.
     pub(crate) fn striped(
@@ -54,10 +54,10 @@ impl Mapping {
         read_only: Option<BorrowedFd<'_>>,
         len: usize,
         stripes: &[Stripe],
-        owns_data: bool,
-        limit: Limit,
+        data: Data,
+        place: Place,
     ) -> Result<Self, Errno> {
-        let mapping = Self::new(anonymous(len, ProtFlags::empty(), limit)?, len, !owns_data);
+        let mapping = Self::new(anonymous(len, ProtFlags::empty(), place)?, len, !matches!(data, Data::Own));
         for (index, stripe) in stripes.iter().enumerate() {
             let end = stripes.get(index + 1).map_or(len as u64, |next| next.offset);
             let with_gap = end.checked_sub(stripe.offset).filter(|&size| size >= stripe.size).ok_or(Errno::INVAL)?;
@@ -66,16 +66,18 @@ impl Mapping {
             let flags = MapFlags::NORESERVE | MapFlags::FIXED;
             call(SystemCall::Mmap, || {
                 let size = with_gap as usize;
-                if owns_data && stripe.is_copied_on_fork() {
+                let data = Some(data).filter(|_| stripe.is_copied_on_fork());
+                if let Some(Data::Own) = data {
                     // SAFETY: the range is inside the reservation made above, of which nobody knows yet.
-                    unsafe { rustix::mm::mmap_anonymous(target, size, prot, flags | MapFlags::PRIVATE) }
-                } else {
-                    // What this process does not write is mapped so that it never can.
-                    let read_only = read_only.filter(|_| !stripe.group.prot.contains(MemProt::WRITE));
-                    let object = read_only.unwrap_or(object.as_fd());
-                    // SAFETY: as above.
-                    unsafe { rustix::mm::mmap(target, size, prot, flags | MapFlags::SHARED, object, stripe.offset) }
+                    return unsafe { rustix::mm::mmap_anonymous(target, size, prot, flags | MapFlags::PRIVATE) };
                 }
+                let is_copied = matches!(data, Some(Data::Copied));
+                // What this process does not write in the object is mapped so that it never can.
+                let read_only = read_only.filter(|_| is_copied || !stripe.group.prot.contains(MemProt::WRITE));
+                let object = read_only.unwrap_or(object.as_fd());
+                let flags = flags | if is_copied { MapFlags::PRIVATE } else { MapFlags::SHARED };
+                // SAFETY: as above.
+                unsafe { rustix::mm::mmap(target, size, prot, flags, object, stripe.offset) }
             })?;
             if with_gap > stripe.size {
                 mapping.guard(stripe.offset + stripe.size, with_gap - stripe.size)?;
@@ -171,6 +173,16 @@ impl Mapping {
         })
     }
 
+    /// Gives up this process's own copies of the pages of `range`, which is whole pages of a stripe of [`Data::Copied`]: they
+    /// are what the object has, again. `madvise(2)`.
+    pub(crate) fn renew(&self, range: ExecutorAddrRange) -> Result<(), Errno> {
+        let start = self.inside(range)?;
+        call(SystemCall::Madvise, || {
+            // SAFETY: the range is inside this mapping, to whose bytes no reference exists.
+            unsafe { rustix::mm::madvise(start.cast(), range.len() as usize, Advice::LinuxDontNeed) }
+        })
+    }
+
     /// Has the system find physical memory for all pages that `range` touches, which costs less at once than page by page,
     /// and fails where a write would be a SIGBUS. Does nothing where the system cannot do it (before Linux 5.14).
     /// `madvise(2)`.
@@ -199,42 +211,68 @@ impl Mapping {
 }
 
 /// Maps `len` bytes of this process's own, which take physical memory only as they are touched.
-fn anonymous(len: usize, prot: ProtFlags, limit: Limit) -> Result<*mut core::ffi::c_void, Errno> {
-    place(len, limit, |addr, flags| {
+fn anonymous(len: usize, prot: ProtFlags, place: Place) -> Result<*mut core::ffi::c_void, Errno> {
+    map_at(len, place, |addr, flags| {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | flags;
-        // SAFETY: a mapping that exists is not replaced: `place` says so in the flags.
+        // SAFETY: a mapping that exists is not replaced: `map_at` says so in the flags.
         unsafe { rustix::mm::mmap_anonymous(addr, len, prot, flags) }
     })
 }
 
-/// The address below which a mapping has to end; `None` leaves it to the system where it goes.
-pub(crate) type Limit = Option<ExecutorAddr>;
+/// Where a mapping goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place {
+    /// Wherever the system has room.
+    Anywhere,
+    /// Where it ends below this address.
+    Below(ExecutorAddr),
+    /// At this address, if nothing is there.
+    At(ExecutorAddr),
+}
+
+/// What stripes of data are to a process that maps an object in stripes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Data {
+    /// The object's memory, which all who have mapped it write.
+    Shared,
+    /// Memory of this process alone, zero at first.
+    Own,
+    /// This process's copy of the object's memory: of each page, from when it first writes it.
+    Copied,
+}
 
 /// Where mappings with a limit are tried: from here on, in steps.
 const FIRST_PLACE: usize = 256 << 20;
 const PLACE_STEP: usize = 64 << 20;
 
-/// Finds a place for a mapping, which `map` makes at an address with flags that keep it from replacing another.
-fn place(
+/// Makes a mapping by `map`, which is called with an address and with flags that keep it from replacing another.
+fn map_at(
     len: usize,
-    limit: Limit,
+    place: Place,
     map: impl Fn(*mut core::ffi::c_void, MapFlags) -> Result<*mut core::ffi::c_void, Errno>,
 ) -> Result<*mut core::ffi::c_void, Errno> {
-    let Some(limit) = limit else {
-        return call(SystemCall::Mmap, || map(std::ptr::null_mut(), MapFlags::empty()));
+    let at = |start: usize| {
+        let start: *mut core::ffi::c_void = std::ptr::without_provenance_mut(start);
+        match call(SystemCall::Mmap, || map(start, MapFlags::FIXED_NOREPLACE))? {
+            mapped if mapped == start => Ok(mapped),
+            // Systems before Linux 4.17 take the address for a hint.
+            elsewhere => {
+                // SAFETY: this is the mapping made just now, of which nobody knows.
+                call(SystemCall::Munmap, || unsafe { rustix::mm::munmap(elsewhere, len) })?;
+                Err(Errno::EXIST)
+            }
+        }
+    };
+    let limit = match place {
+        Place::Anywhere => return call(SystemCall::Mmap, || map(std::ptr::null_mut(), MapFlags::empty())),
+        Place::At(start) => return at(start.as_u64() as usize),
+        Place::Below(limit) => limit,
     };
     let last = (limit.as_u64() as usize).checked_sub(len).ok_or(Errno::NOMEM)?;
     for start in (FIRST_PLACE..=last).step_by(PLACE_STEP) {
-        let start: *mut core::ffi::c_void = std::ptr::without_provenance_mut(start);
-        match call(SystemCall::Mmap, || map(start, MapFlags::FIXED_NOREPLACE)) {
-            Ok(mapped) if mapped == start => return Ok(mapped),
-            Ok(elsewhere) => {
-                // Systems before Linux 4.17 take the address for a hint.
-                // SAFETY: this is the mapping made just now, of which nobody knows.
-                call(SystemCall::Munmap, || unsafe { rustix::mm::munmap(elsewhere, len) })?;
-            }
+        match at(start) {
             Err(Errno::EXIST) => {}
-            Err(error) => return Err(error),
+            other => return other,
         }
     }
     Err(Errno::NOMEM)

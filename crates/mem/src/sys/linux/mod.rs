@@ -5,7 +5,7 @@ mod object;
 pub mod probe;
 mod snapshot;
 
-pub(crate) use mapping::Mapping;
+pub(crate) use mapping::{Data, Mapping, Place};
 pub(crate) use object::SharedObject;
 pub(crate) use snapshot::Snapshot;
 

@@ -1,6 +1,6 @@
 //! Shared memory objects: POSIX ones, and those without a name.
 
-use super::mapping::{Limit, Mapping};
+use super::mapping::{Data, Mapping, Place};
 use crate::Error;
 use crate::sys::count::{SystemCall, call};
 use farlink_wire::msg::Stripe;
@@ -156,8 +156,8 @@ impl SharedObject {
         call(SystemCall::Fallocate, || rustix::io::retry_on_intr(secure))
     }
 
-    pub(crate) fn map(&self, len: usize, limit: Limit) -> Result<Mapping, Errno> {
-        Mapping::shared(&self.fd, len, limit)
+    pub(crate) fn map(&self, len: usize, place: Place) -> Result<Mapping, Errno> {
+        Mapping::shared(&self.fd, len, place)
     }
 
     /// Maps stripes of the object: see [`Mapping::striped`].
@@ -165,13 +165,13 @@ impl SharedObject {
         &self,
         len: usize,
         stripes: &[Stripe],
-        owns_data: bool,
-        limit: Limit,
+        data: Data,
+        place: Place,
     ) -> Result<Mapping, Errno> {
         // Where there is no /proc, the descriptor that can do more is used.
         let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
         let read_only = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
-        Mapping::striped(&self.fd, read_only.as_ref().map(AsFd::as_fd), len, stripes, owns_data, limit)
+        Mapping::striped(&self.fd, read_only.as_ref().map(AsFd::as_fd), len, stripes, data, place)
     }
 }
 
@@ -215,7 +215,10 @@ mod tests {
         let object = SharedObject::create(&name, page).unwrap().unwrap();
         let other = SharedObject::take(&name).unwrap();
         assert_eq!(other.len().unwrap(), page);
-        for mapping in [Mapping::private(page as usize, None).unwrap(), object.map(page as usize, None).unwrap()] {
+        for mapping in [
+            Mapping::private(page as usize, Place::Anywhere).unwrap(),
+            object.map(page as usize, Place::Anywhere).unwrap(),
+        ] {
             let range = mapping.range();
             mapping.write(range.start(), b"content").unwrap();
             mapping.discard(range).unwrap();
@@ -232,7 +235,8 @@ mod tests {
         let page = page_size().bytes();
         let object = SharedObject::nameless(page).unwrap();
         let other = SharedObject::received(object.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        let (one, two) = (object.map(page as usize, None).unwrap(), other.map(page as usize, None).unwrap());
+        let (one, two) =
+            (object.map(page as usize, Place::Anywhere).unwrap(), other.map(page as usize, Place::Anywhere).unwrap());
         one.write(one.range().start(), b"x").unwrap();
         // SAFETY: the first byte of the mapping is readable.
         assert_eq!(unsafe { two.start().as_ptr().read_volatile() }, b'x');

@@ -3,7 +3,7 @@
 //!
 //! They are for a process of their own: some change it for good, and what a broken system does to them may end it.
 
-use super::mapping::Mapping;
+use super::mapping::{Data, Mapping, Place};
 use super::{SharedObject, page_size};
 use crate::Error;
 use farlink_addr::{AllocGroup, MemProt};
@@ -70,9 +70,9 @@ pub fn run_posix_code() -> io::Result<()> {
 }
 
 fn run_code(object: &SharedObject) -> io::Result<()> {
-    let writable = object.map(one_page(), None)?;
+    let writable = object.map(one_page(), Place::Anywhere)?;
     writable.write(writable.range().start(), &RETURNS_42)?;
-    let code = object.map_stripes(one_page(), &[code_stripe()], false, None)?;
+    let code = object.map_stripes(one_page(), &[code_stripe()], Data::Shared, Place::Anywhere)?;
     match call(&code) {
         42 => Ok(()),
         result => Err(other(format!("code that returns 42 returned {result}"))),
@@ -91,9 +91,9 @@ fn call(code: &Mapping) -> i32 {
 ///
 /// Fails if there is not so much.
 pub fn reserve(bytes: u64, low: bool) -> io::Result<()> {
-    let limit = low.then_some(farlink_addr::ExecutorAddr::new(1 << 31));
+    let place = if low { Place::Below(farlink_addr::ExecutorAddr::new(1 << 31)) } else { Place::Anywhere };
     let len = usize::try_from(bytes).map_err(|_| Errno::NOMEM)?;
-    Ok(Mapping::private(len, limit).map(drop)?)
+    Ok(Mapping::private(len, place).map(drop)?)
 }
 
 /// Makes a page of shared memory inaccessible without a mapping of its own. `madvise(2)`, `MADV_GUARD_INSTALL`
@@ -103,7 +103,7 @@ pub fn reserve(bytes: u64, low: bool) -> io::Result<()> {
 /// Fails if the system cannot.
 pub fn guard_page() -> io::Result<()> {
     let object = SharedObject::nameless(page_size().bytes())?;
-    let mapping = object.map(one_page(), None)?;
+    let mapping = object.map(one_page(), Place::Anywhere)?;
     const GUARD_INSTALL: libc::c_int = 102;
     let start: *mut c_void = mapping.start().as_ptr().cast();
     // SAFETY: the page is this mapping's, of which nobody else knows.
@@ -121,7 +121,7 @@ pub fn deny_write_execute() -> io::Result<()> {
     const REFUSE_EXEC_GAIN: libc::c_ulong = 1;
     // SAFETY: the call takes numbers and changes nothing but what is executable from now on.
     checked(i64::from(unsafe { libc::prctl(SET_MDWE, REFUSE_EXEC_GAIN, 0, 0, 0) }))?;
-    let mapping = Mapping::private(one_page(), None)?;
+    let mapping = Mapping::private(one_page(), Place::Anywhere)?;
     if mapping.protect(mapping.range(), MemProt::RX).is_ok() {
         return Err(other("memory that was written could still be made executable"));
     }
@@ -155,7 +155,7 @@ pub fn seal_mapping() -> io::Result<()> {
 pub fn wake_through_shared_memory() -> io::Result<()> {
     use rustix::thread::futex;
     let object = SharedObject::nameless(page_size().bytes())?;
-    let (one, two) = (object.map(one_page(), None)?, object.map(one_page(), None)?);
+    let (one, two) = (object.map(one_page(), Place::Anywhere)?, object.map(one_page(), Place::Anywhere)?);
     let (waits, wakes) = (word(&one), word(&two));
     thread::scope(|scope| {
         let waiter = scope.spawn(move || {

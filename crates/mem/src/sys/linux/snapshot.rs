@@ -4,7 +4,7 @@
 //! what is there to memory of its own before it forks; the child, which has that memory too, puts it where the shared
 //! memory was.
 
-use super::{Mapping, SharedObject, page_size};
+use super::{Mapping, Place, SharedObject, page_size};
 use crate::sys::count::{SystemCall, call};
 use farlink_addr::ExecutorAddrRange;
 use rustix::fs::SeekFrom;
@@ -23,7 +23,7 @@ impl Snapshot {
     /// Copies a range of `mapping`, which maps all of `object`. What has no physical memory has none in the copy.
     pub(crate) fn take(mapping: &Arc<Mapping>, object: &SharedObject, range: ExecutorAddrRange) -> Result<Self, Errno> {
         let source = mapping.inside(range)?;
-        let copy = Mapping::private(range.len() as usize, None)?;
+        let copy = Mapping::private(range.len() as usize, Place::Anywhere)?;
         let base = range.start().as_u64() - mapping.range().start().as_u64();
         let copy_extent = |from: u64, len: u64| {
             let offset = (from - base) as usize;
@@ -132,8 +132,8 @@ mod tests {
     fn copy_replaces(is_open: bool) {
         let page = page_size().bytes();
         let object = SharedObject::nameless(64 * page).unwrap();
-        let mapping = Arc::new(object.map(64 * page as usize, None).unwrap());
-        let other = object.map(64 * page as usize, None).unwrap();
+        let mapping = Arc::new(object.map(64 * page as usize, Place::Anywhere).unwrap());
+        let other = object.map(64 * page as usize, Place::Anywhere).unwrap();
         let at = |mapping: &Mapping, page_number: u64| mapping.range().start().checked_add(page_number * page).unwrap();
         // SAFETY: the byte is in the mapping, which is readable.
         let byte = |addr: ExecutorAddr| unsafe { (addr.as_u64() as *const u8).read_volatile() };
