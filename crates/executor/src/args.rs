@@ -3,6 +3,7 @@
 use crate::environment;
 use crate::harden;
 use crate::listen::Place;
+use crate::prepared;
 use crate::server::run;
 use crate::signals::{ignore_broken_pipes, restore_default_signals};
 use farlink_rpc::Options;
@@ -26,6 +27,8 @@ Options:
   --secret-file FILE  the secret, 16 bytes or more
   --insecure          let anybody who can connect run anything here, LLVM's tools among them
   --harden            keep linked code from other processes and from writing below /proc, and be ready to be locked
+  --prepared          be no executor yet: the CONNECTION, one inherited socket that keeps the bounds of messages, is for
+                      requests to open shared libraries and to fork executors that have them, children of the parent
   --farlink           the controller is farlink and understands errors beside results
   --help              print this
   --version           print the version";
@@ -33,7 +36,15 @@ Options:
 enum Request {
     Help,
     Version,
-    Serve { place: Place, is_farlink: bool, is_hardened: bool },
+    Serve { place: Place, kind: Kind },
+}
+
+/// What to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Kind {
+    is_farlink: bool,
+    is_hardened: bool,
+    is_prepared: bool,
 }
 
 /// Exit status for what is wrong with the arguments or the connection.
@@ -61,15 +72,10 @@ pub fn exit_status(args: impl Iterator<Item = OsString>) -> i32 {
             println!("farlink-executor {}", env!("CARGO_PKG_VERSION"));
             0
         }
-        Ok(Request::Serve { place, is_farlink, is_hardened }) => {
-            if is_hardened {
-                harden::begin();
-            }
-            serve(&place, is_farlink).unwrap_or_else(|text| {
-                eprintln!("farlink-executor: {text}");
-                FAILURE
-            })
-        }
+        Ok(Request::Serve { place, kind }) => serve(&place, kind).unwrap_or_else(|text| {
+            eprintln!("farlink-executor: {text}");
+            FAILURE
+        }),
         Err(text) => {
             eprintln!("farlink-executor: {text}\n{USAGE}");
             FAILURE
@@ -78,7 +84,7 @@ pub fn exit_status(args: impl Iterator<Item = OsString>) -> i32 {
 }
 
 fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, String> {
-    let (mut is_farlink, mut is_insecure, mut is_hardened) = (false, false, false);
+    let (mut kind, mut is_insecure) = (Kind::default(), false);
     let (mut places, mut address, mut secret) = (Vec::new(), None, None);
     let mut args = args;
     while let Some(arg) = args.next() {
@@ -86,8 +92,9 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, String> {
         match text.as_ref() {
             "--help" | "-h" => return Ok(Request::Help),
             "--version" | "-V" => return Ok(Request::Version),
-            "--farlink" => is_farlink = true,
-            "--harden" => is_hardened = true,
+            "--farlink" => kind.is_farlink = true,
+            "--harden" => kind.is_hardened = true,
+            "--prepared" => kind.is_prepared = true,
             "--insecure" => is_insecure = true,
             "--stdio" => places.push(Place::Stdio),
             "--unix" => places.push(Place::Unix(args.next().ok_or("--unix wants a path")?.into())),
@@ -111,7 +118,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, String> {
     }
     places.extend(address.map(|address| listening(&address, secret, is_insecure)).transpose()?);
     match (places.pop(), places.is_empty()) {
-        (Some(place), true) => Ok(Request::Serve { place, is_farlink, is_hardened }),
+        (Some(place), true) => Ok(Request::Serve { place, kind }),
         (Some(_), false) => Err("the connection is given twice".to_owned()),
         (None, _) => Err("no connection is given".to_owned()),
     }
@@ -137,7 +144,16 @@ fn listening(address: &str, secret: Option<PathBuf>, is_insecure: bool) -> Resul
     Ok(Place::Tcp { address: address.to_owned(), secret })
 }
 
-fn serve(place: &Place, is_farlink: bool) -> Result<i32, String> {
+fn serve(place: &Place, kind: Kind) -> Result<i32, String> {
+    let rules = kind.is_hardened.then(harden::rules);
+    rules.iter().for_each(harden::begin);
+    let Kind { is_farlink, is_prepared, .. } = kind;
+    if is_prepared {
+        restore_default_signals();
+        let options = Options { out_of_band_results: is_farlink, ..Options::default() };
+        return prepared::run(place.find_socket()?, rules, options);
+    }
+    drop(rules);
     let found = place.find()?;
     if found.writes_to_pipe {
         ignore_broken_pipes();
@@ -155,7 +171,7 @@ mod tests {
 
     fn parsed(args: &[&str]) -> Result<(Place, bool), String> {
         match parse(args.iter().map(OsString::from))? {
-            Request::Serve { place, is_farlink, .. } => Ok((place, is_farlink)),
+            Request::Serve { place, kind } => Ok((place, kind.is_farlink)),
             _ => Err("not a request to serve".to_owned()),
         }
     }

@@ -13,6 +13,7 @@
 //! - `services::access`: reading and writing memory
 //! - `services::trace`: what was called, and when
 //! - `harden`: what keeps linked code from making more code
+//! - `prepared`: a process that executors are forked from
 //! - `report`, `dispositions`: what is left of a process that dies of a fault, and that linked code does not notice
 //!
 //! [`run`] serves a controller over a transport until the connection ends; [`local`] is the same without a connection,
@@ -39,6 +40,7 @@ mod main_thread;
 mod module;
 #[allow(unsafe_code)]
 mod native;
+mod prepared;
 pub mod probe;
 mod registry;
 #[allow(unsafe_code)]

@@ -40,6 +40,14 @@ pub(crate) struct Found {
 }
 
 impl Place {
+    /// Gets the one inherited descriptor, which is no connection of an executor.
+    pub(crate) fn find_socket(&self) -> Result<OwnedFd, String> {
+        match self {
+            Self::Fds(read, write) if read == write => adopt(*read),
+            _ => Err("--prepared wants one inherited socket: --fd N".to_owned()),
+        }
+    }
+
     /// Gets the connection, waiting for the controller if need be.
     pub(crate) fn find(&self) -> Result<Found, String> {
         match self {

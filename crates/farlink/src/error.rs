@@ -37,6 +37,14 @@ pub enum Error {
         /// How its process ended, if it is a child of this one and has.
         how: Option<String>,
     },
+    /// The process that executors are forked from could not be used, and has ended.
+    #[error("executors cannot be forked from {program}: {problem}")]
+    Prepared {
+        /// Its program.
+        program: String,
+        /// What went wrong.
+        problem: String,
+    },
     /// The executor's process ended while it was needed.
     #[error("the executor {0}")]
     ExecutorEnded(Arc<Death>),

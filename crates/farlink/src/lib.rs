@@ -63,6 +63,8 @@ mod observe;
 mod perf;
 mod place;
 mod pointer;
+#[cfg_attr(not(test), allow(dead_code, reason = "sessions are to be built on it"))]
+mod prepared;
 mod private_code;
 mod process;
 mod redirect;

@@ -9,20 +9,21 @@ use crate::Error;
 use crate::error::describe_status;
 use farlink_rpc::{Disconnected, Endpoint, Handler, Options, Transport, connect};
 use farlink_wire::setup::ExecutorInfo;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, waitid, waitpid};
 use std::ffi::{CString, OsStr, OsString, c_char};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 /// How long an executor that was told to end may take before it is killed.
-const END_GRACE: Duration = Duration::from_secs(5);
+pub(crate) const END_GRACE: Duration = Duration::from_secs(5);
 
 /// A program that speaks the executor's side of the protocol, and its arguments.
 #[derive(Clone, Debug)]
@@ -71,7 +72,7 @@ impl Program {
     }
 
     /// Returns this program, started again.
-    fn this_one() -> Self {
+    pub(crate) fn this_one() -> Self {
         const RUNNING: &str = "/proc/self/exe";
         // By its name, which the process then has, if that still leads to what is running.
         let is_running = |path: &PathBuf| {
@@ -81,12 +82,39 @@ impl Program {
         let path = std::env::current_exe().ok().filter(is_running).unwrap_or_else(|| RUNNING.into());
         Self { path, args: vec![farlink_executor::EXECUTOR_ARG.into()], static_tls_bytes: 0, is_hardened: false }
     }
+
+    /// Starts the program with `socket` as its connection, and with these arguments after that.
+    pub(crate) fn start(&self, socket: OwnedFd, args: &[&str]) -> Result<Child, Error> {
+        let number = socket.as_raw_fd();
+        // LLVM's executors take the first argument that is theirs and ignore the rest.
+        let connection = OsString::from(format!("filedescs={number},{number}"));
+        let harden: &[&str] = if self.is_hardened { &["--harden"] } else { &[] };
+        let own = ["--farlink"].iter().chain(args).chain(harden).map(OsString::from);
+        let args: Vec<OsString> = self.args.iter().cloned().chain([connection]).chain(own).collect();
+        let environment = static_tls_environment(self.static_tls_bytes);
+        // The executor's end of the connection is closed here, or its end would never be seen.
+        Child::spawn(self, &args, &environment, number)
+            .map_err(|error| Error::Spawn { program: self.path.clone(), error: Arc::new(error) })
+    }
 }
 
 /// A child that has not been waited for.
-struct Child(Pid);
+pub(crate) struct Child(Pid);
 
 impl Child {
+    /// Returns a child of this process that another has made; none if there is no such child that has not been waited for,
+    /// or while it runs it is not what it has to be.
+    pub(crate) fn found(pid: Pid, is_right: impl FnOnce(Pid) -> bool) -> Option<Self> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let has_ended = || waitid(WaitId::Pid(pid), options).map(|status| status.is_some());
+        let is_wanted = has_ended().ok()? || is_right(pid) || has_ended().ok()?;
+        is_wanted.then_some(Self(pid))
+    }
+
+    pub(crate) fn id(&self) -> Pid {
+        self.0
+    }
+
     /// Starts a program with its arguments and these changes of the environment, in which the descriptor `number` is open.
     ///
     /// `posix_spawn(3)` does not copy this process, however large it is, and passes the descriptor to no other child.
@@ -131,17 +159,17 @@ impl Child {
         Ok(Self(Pid::from_raw(pid).expect("a child has an id")))
     }
 
-    fn wait(&self) -> std::io::Result<ExitStatus> {
+    pub(crate) fn wait(&self) -> std::io::Result<ExitStatus> {
         let ended = rustix::io::retry_on_intr(|| waitpid(Some(self.0), WaitOptions::empty()))?;
         Ok(ExitStatus::from_raw(ended.map_or(0, |(_, status)| status.as_raw())))
     }
 
-    fn try_wait(&self) -> std::io::Result<Option<ExitStatus>> {
+    pub(crate) fn try_wait(&self) -> std::io::Result<Option<ExitStatus>> {
         let ended = waitpid(Some(self.0), WaitOptions::NOHANG)?;
         Ok(ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw())))
     }
 
-    fn kill(&self) {
+    pub(crate) fn kill(&self) {
         // It has not been waited for, so its id is its own.
         let _ = kill_process(self.0, Signal::KILL);
     }
@@ -195,6 +223,12 @@ fn checked(result: libc::c_int) -> std::io::Result<()> {
     if result == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(result)) }
 }
 
+/// Makes two sockets that are connected. Both are closed in children.
+pub(crate) fn socket_pair(kind: SocketType) -> Result<(OwnedFd, OwnedFd), Error> {
+    socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+        .map_err(|error| Error::Connect(Arc::new(error.into())))
+}
+
 /// A running executor. Dropping it ends it.
 pub(crate) struct Process {
     pid: Pid,
@@ -202,12 +236,38 @@ pub(crate) struct Process {
     watch: Arc<Watch>,
 }
 
-struct Watch {
+/// What is known of a child's end. A thread of its own waits for that.
+pub(crate) struct Watch {
     status: Mutex<Option<ExitStatus>>,
     ended: Condvar,
 }
 
+/// The way of a child, and what belongs to it, to the thread that waits for its end.
+pub(crate) type HandOver<T> = SyncSender<(Child, T)>;
+
 impl Watch {
+    /// Starts the thread, which waits for the child that it is handed over, and then calls `at_end` with what came along
+    /// and how the child ended. A child that no thread can be had for is not lost.
+    pub(crate) fn start<T: Send + 'static>(
+        at_end: impl FnOnce(T, String) + Send + 'static,
+    ) -> std::io::Result<(Arc<Self>, HandOver<T>)> {
+        let watch = Arc::new(Self { status: Mutex::new(None), ended: Condvar::new() });
+        // There is room for one, so handing over does not wait.
+        let (hand_over, handed_over) = sync_channel::<(Child, T)>(1);
+        let watcher = Arc::clone(&watch);
+        thread::Builder::new().name("farlink-watch".to_owned()).spawn(move || {
+            if let Ok((child, along)) = handed_over.recv() {
+                at_end(along, watcher.run(&child));
+            }
+        })?;
+        Ok((watch, hand_over))
+    }
+
+    /// Returns whether the child has been reaped: its id may be another's.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.lock().is_some()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<ExitStatus>> {
         // Nothing that can panic runs under this lock.
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
@@ -230,14 +290,14 @@ impl Watch {
         how
     }
 
-    fn wait_timeout(&self, timeout: Duration) -> Option<ExitStatus> {
+    pub(crate) fn wait_timeout(&self, timeout: Duration) -> Option<ExitStatus> {
         let status = self.lock();
         let waited = self.ended.wait_timeout_while(status, timeout, |status| status.is_none());
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Sends `signal` unless the process has been reaped.
-    fn signal(&self, pid: Pid, signal: Signal) {
+    pub(crate) fn signal(&self, pid: Pid, signal: Signal) {
         let status = self.lock();
         if status.is_none() {
             // A process that has ended but is not reaped yet accepts any signal.
@@ -253,23 +313,8 @@ impl Process {
         handler: Arc<dyn Handler>,
         options: Options,
     ) -> Result<(Self, ExecutorInfo), Error> {
-        let (ours, theirs) = rustix::net::socketpair(
-            rustix::net::AddressFamily::UNIX,
-            rustix::net::SocketType::STREAM,
-            rustix::net::SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|error| Error::Connect(Arc::new(error.into())))?;
-        let number = theirs.as_raw_fd();
-        // LLVM's executors take the first argument that is theirs and ignore the rest.
-        let own = [format!("filedescs={number},{number}"), "--farlink".to_owned()].map(OsString::from);
-        let harden: &[OsString] = if program.is_hardened { &["--harden".into()] } else { &[] };
-        let args = [&program.args[..], &own, harden].concat();
-        let environment = static_tls_environment(program.static_tls_bytes);
-        let child = Child::spawn(program, &args, &environment, number)
-            .map_err(|error| Error::Spawn { program: program.path.clone(), error: Arc::new(error) })?;
-        // The executor's end of the connection must be closed here, or its end is never seen.
-        drop(theirs);
+        let (ours, theirs) = socket_pair(SocketType::STREAM)?;
+        let child = program.start(theirs, &[])?;
         Self::watch(child, Transport::from_socket(ours), &program.path.display().to_string(), handler, options)
     }
 
@@ -290,7 +335,8 @@ impl Process {
         Self::watch(child, Transport::from_fds(read.into(), write.into()), command, handler, options)
     }
 
-    fn watch(
+    /// Waits until a child has introduced itself over `transport`. From then on it is watched.
+    pub(crate) fn watch(
         child: Child,
         transport: std::io::Result<Transport>,
         name: &str,
@@ -298,27 +344,21 @@ impl Process {
         options: Options,
     ) -> Result<(Self, ExecutorInfo), Error> {
         let pid = child.0;
-        let watch = Arc::new(Watch { status: Mutex::new(None), ended: Condvar::new() });
-        // The child is handed over when the thread is there and there is something to close: the thread starts while the
-        // child does, and a child that it cannot watch is not lost.
-        let (hand_over, handed_over) = sync_channel::<(Child, Endpoint)>(1);
-        let watcher = Arc::clone(&watch);
-        let started = thread::Builder::new().name("farlink-watch".to_owned()).spawn(move || {
-            if let Ok((child, watched)) = handed_over.recv() {
-                let how = watcher.run(&child);
-                watched.close(Disconnected::ProcessEnded(format!("the executor {how}")));
-            }
+        // The thread starts while the child does. It gets the child when there is something to close.
+        let started = Watch::start(|watched: Endpoint, how| {
+            watched.close(Disconnected::ProcessEnded(format!("the executor {how}")));
         });
         let connect_error = |error| Error::Connect(Arc::new(error));
-        let connected = started.and(transport).map_err(connect_error).and_then(|transport| {
+        let connected = started.and_then(|started| Ok((started, transport?))).map_err(connect_error);
+        let connected = connected.and_then(|(started, transport)| {
             let setup_error = |error| Error::Setup { executor: name.to_owned(), error, how: None };
-            connect(transport, handler, options).map_err(setup_error)
+            Ok((started, connect(transport, handler, options).map_err(setup_error)?))
         });
-        let (endpoint, info) = match connected {
+        let ((watch, hand_over), (endpoint, info)) = match connected {
             Ok(connected) => connected,
             Err(error) => return Err(end_failed(&child, error)),
         };
-        // There is room for one, and the thread waits for it.
+        // The thread waits for it.
         let _ = hand_over.send((child, endpoint.clone()));
         Ok((Self { pid, endpoint, watch }, info))
     }
@@ -329,6 +369,10 @@ impl Process {
 
     pub(crate) fn id(&self) -> Pid {
         self.pid
+    }
+
+    pub(crate) fn watched(&self) -> &Arc<Watch> {
+        &self.watch
     }
 
     /// Waits until the process has ended.

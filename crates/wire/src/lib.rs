@@ -6,6 +6,7 @@
 //! - [`msg`]: the composite values that calls carry.
 //! - [`native`]: calls of C functions, and calls by them.
 //! - [`report`]: what a process that dies leaves of itself.
+//! - [`prepared`]: how executors are forked from a process that is ready for it.
 //! - [`functions`]: every function that an executor offers, by name, with the types of its arguments and result.
 //!
 //! Decoding is total: any bytes give a value or a [`DecodeError`](sps::DecodeError), and no length is believed
@@ -17,6 +18,7 @@ pub mod frame;
 pub mod functions;
 pub mod msg;
 pub mod native;
+pub mod prepared;
 pub mod report;
 pub mod setup;
 pub mod sps;

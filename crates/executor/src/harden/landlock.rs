@@ -48,8 +48,8 @@ fn failed(what: &str) -> String {
     format!("{what}: {}", std::io::Error::last_os_error())
 }
 
-/// Enters the domain, for good.
-pub(super) fn enter_domain() -> Result<(), String> {
+/// Makes the rules of a domain, which can be entered any number of times.
+pub(super) fn rules() -> Result<OwnedFd, String> {
     // SAFETY: with this flag and no structure the call only tells its version.
     let version = unsafe { libc::syscall(SYS_CREATE_RULESET, std::ptr::null::<Ruleset>(), 0usize, VERSION) };
     if version < 1 {
@@ -73,6 +73,11 @@ pub(super) fn enter_domain() -> Result<(), String> {
             allow_writing(&ruleset, &folder)?;
         }
     }
+    Ok(ruleset)
+}
+
+/// Enters a new domain with these rules, for good.
+pub(super) fn enter_domain(ruleset: &OwnedFd) -> Result<(), String> {
     // SAFETY: the descriptor is that of the rules.
     match unsafe { libc::syscall(SYS_RESTRICT_SELF, ruleset.as_raw_fd(), 0u32) } {
         0 => Ok(()),

@@ -21,6 +21,7 @@ use crate::wrap::{OutOfBand, wrappers};
 use crate::{report, services};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::functions::{Expected, HARDEN_SANDBOX};
+use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
@@ -45,11 +46,21 @@ fn system(result: libc::c_long) -> Result<(), String> {
 const NO_NEW_PRIVILEGES: &str = "no new privileges";
 const DOMAIN: &str = "no writing below /proc, no reaching into other processes (Landlock)";
 
-/// Does what can only be done while there is one thread.
-pub(crate) fn begin() {
+/// What a domain is made of, or why there is none.
+pub(crate) struct Rules(Result<OwnedFd, String>);
+
+/// Gets ready what [`begin`] takes.
+pub(crate) fn rules() -> Rules {
+    Rules(landlock::rules())
+}
+
+/// Does what can only be done while there is one thread. What is forked later is in the same domain, and can enter one of
+/// its own in it.
+pub(crate) fn begin(Rules(rules): &Rules) {
+    let entered = rules.as_ref().map_err(String::clone).and_then(landlock::enter_domain);
     // SAFETY: the flag is set for good and has no other effect on this process.
     let privileges = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    let begun = vec![measure(NO_NEW_PRIVILEGES, system(privileges.into())), measure(DOMAIN, landlock::enter_domain())];
+    let begun = vec![measure(NO_NEW_PRIVILEGES, system(privileges.into())), measure(DOMAIN, entered)];
     *BEGUN.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
 }
 

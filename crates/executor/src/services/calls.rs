@@ -160,3 +160,9 @@ pub(crate) fn end_process(status: i32) -> ! {
     // SAFETY: `_exit` has no requirement: nothing runs after it.
     unsafe { libc::_exit(status) }
 }
+
+/// Writes what the C library's streams have in their buffers.
+pub(crate) fn flush_streams() {
+    // SAFETY: null means all streams. One that cannot be written keeps what it has.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+}

@@ -67,17 +67,22 @@ fn open((instance, path, mode): (ExecutorAddr, String, u64)) -> Result<Expected<
     if mode != 0 {
         return Ok(Err(format!("open: the mode has to be 0, not {mode:#x}")));
     }
+    Ok(open_library(path))
+}
+
+/// As [`open`], whoever wants it.
+pub(crate) fn open_library(path: String) -> Expected<ExecutorAddr> {
     if let Some(found) = find_opened(&path) {
-        return Ok(found);
+        return found;
     }
     let named = path.clone();
-    let Ok(path) = CString::new(path) else { return Ok(Err("open: the path has a NUL".to_owned())) };
+    let Ok(path) = CString::new(path) else { return Err("open: the path has a NUL".to_owned()) };
     let name = if path.is_empty() { std::ptr::null() } else { path.as_ptr() };
     // SAFETY: the name is null or a C string that lives until the call returns. Initializers of a library run, as the
     // controller asks for.
     let handle = unsafe { libc::dlopen(name, libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
     if handle.is_null() {
-        return Ok(Err(dl_error()));
+        return Err(dl_error());
     }
     let handle = {
         let (mut handles, handle) = (handles(), handle as u64);
@@ -89,7 +94,7 @@ fn open((instance, path, mode): (ExecutorAddr, String, u64)) -> Result<Expected<
         ExecutorAddr::new(position as u64 + 1)
     };
     opened().libraries.insert(named, handle);
-    Ok(Ok(handle))
+    Ok(handle)
 }
 
 /// Opens a library whose thread-local variables some code wants at one distance from every thread's pointer: only while a

@@ -17,8 +17,8 @@ mod unwind_index;
 use farlink_wire::setup::ExecutorInfo;
 
 pub(crate) use access::write_own_memory;
-pub(crate) use calls::end_process;
-pub(crate) use dylib::{close_list as close_library_list, dl_error};
+pub(crate) use calls::{end_process, flush_streams};
+pub(crate) use dylib::{close_list as close_library_list, dl_error, open_library};
 pub(crate) use unwind_index::{ForkLock, lock_for_fork};
 
 /// Announces every function that the connection allows.
