@@ -317,9 +317,14 @@ fn finalize(
         let module = module.filter(|module| module.users[position]);
         let index = published_index(session, graph, !claim.sets.is_empty(), &allocation)?;
         published.extend(index.map(|index| (request.len(), index)));
-        request.push((allocation, actions(session, graph, module, index.is_none())?));
+        let mut all = session.renewals(&allocation)?;
+        all.extend(actions(session, graph, module, index.is_none())?);
+        request.push((allocation, all));
     }
-    request.extend(places.sets.into_iter().filter_map(|(_, allocation)| Some((allocation?, Vec::new()))));
+    for allocation in places.sets.into_iter().filter_map(|(_, allocation)| allocation) {
+        let renewals = session.renewals(&allocation)?;
+        request.push((allocation, renewals));
+    }
     let mut finalized = if request.is_empty() { Vec::new() } else { session.memory.finalize(request).wait()? };
     for (position, index) in published {
         if let Err(error) = session.memory.publish(&mut finalized[position], index) {
@@ -345,6 +350,16 @@ fn published_index(
     let Some(code) = code.filter(|code| !has_sets || graph.is_unwound_in(code.range)) else { return Ok(None) };
     let can = !code.range.is_empty() && session.memory.prepare_to_publish(allocation).wait()?;
     Ok(can.then_some(index.start()))
+}
+
+impl SessionInner {
+    /// Returns the actions by which executors that copy the data that they write give up their copies when it goes: the last
+    /// that run then.
+    fn renewals(&self, allocation: &InFlightAlloc) -> Result<Vec<ActionPair>, Error> {
+        let (Some(_), Some(runtime)) = (self.pool(), &self.runtime) else { return Ok(Vec::new()) };
+        let written = allocation.segments().iter().filter(|segment| segment.group.prot.contains(MemProt::WRITE));
+        written.map(|segment| runtime.renew_action(segment.range)).collect()
+    }
 }
 
 /// What runs in the executor when an object's memory is finalized, and when it is deallocated.

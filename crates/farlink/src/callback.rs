@@ -56,6 +56,11 @@ impl Callbacks {
         drop(closure);
     }
 
+    /// Forgets what a closure that panicked said: another executor has taken the place of the one that ended by it.
+    pub(crate) fn forget_panic(&self) {
+        *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Returns what a closure that panicked said.
     pub(crate) fn panic(&self) -> Option<String> {
         self.panic.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -3,6 +3,7 @@
 use crate::backtrace::{Finder, Frame, LinkedPlace, Stopped};
 use crate::error::{describe_status, signal_name};
 use crate::library::LibraryInner;
+use crate::pool::Running;
 use crate::session::{Connection, SessionInner};
 use crate::state::ObjectState;
 use crate::{Library, Session};
@@ -285,8 +286,23 @@ impl SessionInner {
     }
 }
 
+impl SessionInner {
+    /// Returns how an executor ended: this one, if the executors are a pool.
+    pub(crate) fn death_of(&self, running: Option<&Running>) -> Option<Arc<Death>> {
+        let Some(running) = running else { return self.death(self.process_end()) };
+        let status = running.process().ended_soon()?;
+        let left = running.reporter().map_or(Ok(None), Reporter::left);
+        let find = || {
+            let linked = self.linked_code();
+            Arc::new(Death::new(Some(status), left, &|addr| linked.find(addr)))
+        };
+        Some(Arc::clone(running.death.get_or_init(find)))
+    }
+}
+
 impl Session {
-    /// Returns how the executor ended; none while it has not, or if nothing is known of it.
+    /// Returns how the executor ended; none while it has not, or if nothing is known of it. Of several executors, or if
+    /// another has taken its place, how the last one ended that was noticed.
     ///
     /// An executor that dies of a fault leaves a report of it, if the connection passes descriptors: which fault, where, and
     /// how it came there. One that linked code has `exit`, or that is killed, has its status only.
@@ -296,6 +312,7 @@ impl Session {
         match &inner.connection {
             Connection::Process(process) => inner.death(Some(process.ended()?)),
             Connection::Endpoint(endpoint) => endpoint.disconnected().and_then(|_| inner.death(None)),
+            Connection::Pool(pool) => inner.death_of(Some(&*pool.last_end()?)),
             Connection::InProcess | Connection::None => None,
         }
     }

@@ -1,6 +1,7 @@
 //! Linked functions that are called as they are declared in C.
 
 use crate::abi::{self, CResult, CType};
+use crate::pool::{Given, Running};
 use crate::session::{Connection, Session, SessionInner};
 use crate::{Error, Library};
 use farlink_addr::ExecutorAddr;
@@ -119,6 +120,8 @@ pub struct Function<S> {
     name: Arc<str>,
     addr: ExecutorAddr,
     timeout: Option<Duration>,
+    /// Which of several executors is called.
+    pub(crate) executor: Option<usize>,
     /// How an executor in another process is called.
     callee: Option<Callee<NativeCall, Returned>>,
     signature: PhantomData<S>,
@@ -201,7 +204,7 @@ impl Session {
             unsafe { farlink_executor::call_native(&call) }.map_err(CallError::OutOfBand)
         } else {
             let pending = inner.runtime()?.executor().bind(CALL_NATIVE)?.call(&call);
-            let timed_out = |timeout| inner.stuck(&format!("the function at {function}"), timeout);
+            let timed_out = |timeout| inner.stuck(&format!("the function at {function}"), timeout, None);
             match timeout {
                 None => pending.wait(),
                 Some(timeout) => pending.wait_timeout(timeout).ok_or_else(|| timed_out(timeout))?,
@@ -223,7 +226,7 @@ impl Session {
             _ => Some(inner.runtime()?.executor().bind(CALL_NATIVE)?),
         };
         let (session, name, timeout) = (self.clone(), name.into(), inner.call_timeout);
-        Ok(Function { session, library: None, name, addr, timeout, callee, signature: PhantomData })
+        Ok(Function { session, library: None, name, addr, timeout, executor: None, callee, signature: PhantomData })
     }
 }
 
@@ -270,17 +273,25 @@ impl<S: Signature> Function<S> {
     }
 
     fn call_remote(&self, args: S::Args) -> Result<<S::Result as CResult>::Value, Error> {
+        let given = self.choose()?;
+        let running = given.as_ref().map(|given| Arc::clone(&given.0));
         let flight = self.inner().flights.take_off();
-        let pending = self.send(args);
+        let pending = self.send(args, given);
         let result = match self.timeout {
             None => pending.wait(),
             Some(timeout) => {
-                let timed_out = || self.inner().stuck(&self.name, timeout);
+                let timed_out = || self.inner().stuck(&self.name, timeout, running.as_deref());
                 pending.wait_timeout(timeout).ok_or_else(timed_out)?
             }
         };
         self.inner().flights.land(flight);
-        self.finish(result)
+        self.finish(result, running)
+    }
+
+    /// Chooses an executor for a call, if they are a pool.
+    fn choose(&self) -> Result<Option<Given>, Error> {
+        let pool = self.inner().pool();
+        pool.map(|pool| pool.give(self.executor)).transpose().map_err(|error| self.inner().explain(error))
     }
 
     /// Calls the function without waiting for its result. In-process it has returned when this returns.
@@ -296,26 +307,43 @@ impl<S: Signature> Function<S> {
             // SAFETY: as for this function (caller).
             return Pending::ready(unsafe { self.call(args) });
         }
+        let given = match self.choose() {
+            Ok(given) => given,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        let running = given.as_ref().map(|given| Arc::clone(&given.0));
         let (function, flight) = (self.clone(), self.inner().flights.take_off());
-        self.send(args).map(move |result| {
+        self.send(args, given).map(move |result| {
             function.inner().flights.land(flight);
-            function.finish(result)
+            function.finish(result, running)
         })
     }
 
-    fn send(&self, args: S::Args) -> Pending<Result<Returned, CallError>> {
+    fn send(&self, args: S::Args, given: Option<Given>) -> Pending<Result<Returned, CallError>> {
         let call = NativeCall { function: self.addr, result: S::Result::SHAPE, arguments: S::arguments(args) };
-        match &self.callee {
-            Some(callee) => callee.call(&call),
-            None => Pending::ready(Err(CallError::Missing(CALL_NATIVE.name()))),
+        match (&self.callee, given) {
+            (Some(callee), None) => callee.call(&call),
+            (Some(callee), Some(given)) => callee.of(given.0.caller()).call(&call).map(move |result| {
+                drop(given);
+                result
+            }),
+            (None, _) => Pending::ready(Err(CallError::Missing(CALL_NATIVE.name()))),
         }
     }
 
-    fn finish(&self, result: Result<Returned, CallError>) -> Result<<S::Result as CResult>::Value, Error> {
-        match result {
-            Ok(returned) => decode::<S>(&returned),
-            Err(error) => Err(self.inner().explain(error.into())),
+    fn finish(
+        &self,
+        result: Result<Returned, CallError>,
+        running: Option<Arc<Running>>,
+    ) -> Result<<S::Result as CResult>::Value, Error> {
+        let error = match result {
+            Ok(returned) => return decode::<S>(&returned),
+            Err(error) => error,
+        };
+        if let (Some(pool), Some(running)) = (self.inner().pool(), &running) {
+            pool.returned(running, &error);
         }
+        Err(self.inner().explain_of(running.as_deref(), error.into()))
     }
 
     fn inner(&self) -> &SessionInner {

@@ -4,12 +4,13 @@
 //! back through code with unwind information. One that runs is only said to run: to stop it would disturb it.
 
 use crate::backtrace::{Finder, Frame, Stopped};
+use crate::pool::Running;
+use crate::process::Process;
 use crate::session::{Connection, Session, SessionInner};
 use crate::{Error, SessionBuilder};
 use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes of a stack that are looked at.
@@ -91,9 +92,19 @@ fn parse_stat(text: &str) -> Option<(String, char)> {
 }
 
 impl SessionInner {
-    /// Returns what the threads of the executor's process are doing; nothing if it is no child of this one.
+    /// Returns what the threads of the executor's process are doing, or of all executors; nothing of what is no child of this
+    /// one.
     pub(crate) fn threads(&self) -> Vec<ThreadState> {
-        let Connection::Process(process) = &self.connection else { return Vec::new() };
+        match &self.connection {
+            Connection::Process(process) => self.threads_of(process),
+            Connection::Pool(pool) => {
+                pool.all().iter().flat_map(|running| self.threads_of(running.process())).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn threads_of(&self, process: &Process) -> Vec<ThreadState> {
         let folder = format!("/proc/{}", process.id().as_raw_nonzero());
         let Ok(entries) = fs::read_dir(format!("{folder}/task")) else { return Vec::new() };
         let maps = fs::read_to_string(format!("{folder}/maps")).unwrap_or_default();
@@ -115,10 +126,15 @@ impl SessionInner {
         tids.into_iter().filter_map(&mut state).collect()
     }
 
-    /// Returns the error that `function` has not returned in time, and does what is to be done about that.
-    pub(crate) fn stuck(&self, function: &str, timeout: Duration) -> Error {
-        let threads: Arc<[ThreadState]> = self.threads().into();
-        if let (Connection::Process(process), true) = (&self.connection, self.ends_when_stuck) {
+    /// Returns the error that `function` has not returned in time, and does what is to be done about that. If the executors
+    /// are a pool, it is this one's function.
+    pub(crate) fn stuck(&self, function: &str, timeout: Duration, running: Option<&Running>) -> Error {
+        let process = match (&self.connection, running) {
+            (Connection::Process(process), _) => Some(process),
+            (_, running) => running.map(Running::process),
+        };
+        let threads = process.map_or_else(|| self.threads(), |process| self.threads_of(process)).into();
+        if let (Some(process), true) = (process, self.ends_when_stuck) {
             process.signal(rustix::process::Signal::KILL);
         }
         Error::TimedOut { function: function.to_owned(), timeout, threads }

@@ -7,6 +7,7 @@ use crate::death::Reporter;
 use crate::flight::Flights;
 use crate::harden::Hardening;
 use crate::perf::PerfFile;
+use crate::pool::{Pool, Running};
 use crate::process::Process;
 use crate::runtime::Runtime;
 use crate::trace::Trace;
@@ -21,14 +22,18 @@ pub(crate) enum Connection {
     InProcess,
     Endpoint(Endpoint),
     Process(Process),
+    /// Executors of which any may go, and another take its place.
+    Pool(Arc<Pool>),
     /// No executor: the session only links.
     None,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if let Self::Endpoint(endpoint) = self {
-            endpoint.hang_up(Ok(()));
+        match self {
+            Self::Endpoint(endpoint) => endpoint.hang_up(Ok(())),
+            Self::Pool(pool) => pool.end(),
+            Self::InProcess | Self::Process(_) | Self::None => {}
         }
     }
 }
@@ -78,6 +83,15 @@ impl SessionInner {
     pub(crate) fn process_end(&self) -> Option<ExitStatus> {
         match &self.connection {
             Connection::Process(process) => process.ended_soon(),
+            Connection::Pool(pool) => pool.last_end()?.process().ended_soon(),
+            _ => None,
+        }
+    }
+
+    /// Returns the executors, if they are a pool.
+    pub(crate) fn pool(&self) -> Option<&Arc<Pool>> {
+        match &self.connection {
+            Connection::Pool(pool) => Some(pool),
             _ => None,
         }
     }
@@ -87,6 +101,7 @@ impl SessionInner {
         let endpoint = match &self.connection {
             Connection::Process(process) => process.endpoint(),
             Connection::Endpoint(endpoint) => endpoint,
+            Connection::Pool(pool) => return Ok(pool.check()?),
             Connection::InProcess | Connection::None => return Ok(()),
         };
         endpoint.disconnected().map_or(Ok(()), |reason| Err(farlink_rpc::CallError::Disconnected(reason).into()))
@@ -94,20 +109,25 @@ impl SessionInner {
 
     /// Says of an error that the executor's end caused how the executor ended.
     pub(crate) fn explain(&self, error: Error) -> Error {
+        self.explain_of(self.pool().and_then(|pool| pool.last_end()).as_deref(), error)
+    }
+
+    /// As [`Self::explain`]; if the executors are a pool, of an error by this one.
+    pub(crate) fn explain_of(&self, running: Option<&Running>, error: Error) -> Error {
         let late = match &error {
             Error::Call(CallError::TimedOut { function, timeout }) => Some((*function, *timeout)),
             Error::Memory(error) => error.timed_out(),
             _ => None,
         };
         if let Some((function, timeout)) = late {
-            return self.stuck(function, timeout);
+            return self.stuck(function, timeout, None);
         }
         let gone = match &error {
             Error::Call(error) => matches!(error, farlink_rpc::CallError::Disconnected(_)),
             Error::Memory(error) => error.is_disconnected(),
             _ => false,
         };
-        let death = gone.then(|| self.death(self.process_end())).flatten();
+        let death = gone.then(|| self.death_of(running)).flatten();
         match (gone.then(|| self.callbacks.panic()).flatten(), death) {
             (Some(text), _) => Error::CallbackPanicked { text },
             (None, Some(death)) => Error::ExecutorEnded(death),

@@ -291,7 +291,9 @@ impl Library {
         let session = &self.inner.session;
         let result = match (session.runtime()?.run_as_main(&call)?, session.call_timeout) {
             (pending, None) => pending.wait(),
-            (pending, Some(timeout)) => pending.wait_timeout(timeout).ok_or_else(|| session.stuck(entry, timeout))?,
+            (pending, Some(timeout)) => {
+                pending.wait_timeout(timeout).ok_or_else(|| session.stuck(entry, timeout, None))?
+            }
         };
         let result = result.map_err(|error| session.explain(error.into()))?;
         // C's `main` returns an `int`; the wire has room for more.

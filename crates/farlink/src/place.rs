@@ -5,7 +5,7 @@ use crate::claim::{Claim, Of};
 use crate::session::SessionInner;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt};
 use farlink_graph::{Bound, Layout, LinkGraph, Together};
-use farlink_mem::{AllocatedSegment, InFlightAlloc};
+use farlink_mem::{AllocatedSegment, InFlightAlloc, SegmentLayout};
 
 /// The places of a batch.
 pub(crate) struct Places {
@@ -22,7 +22,7 @@ pub(crate) fn place(session: &SessionInner, claim: &mut Claim) -> Result<Places,
     for claimed in &mut claim.objects {
         let traced = session.trace.now();
         let layout = farlink_graph::lay_out(&claimed.graph, &names)?;
-        let segments = layout.segments();
+        let segments = session.apart(layout.segments());
         let allocation = if segments.is_empty() { None } else { Some(session.memory.allocate(segments).wait()?) };
         let ranges: Vec<ExecutorAddrRange> = segments_of(&allocation).map(|segment| segment.range).collect();
         farlink_graph::assign(&mut claimed.graph, &layout, &ranges);
@@ -34,7 +34,7 @@ pub(crate) fn place(session: &SessionInner, claim: &mut Claim) -> Result<Places,
         let graphs: Vec<&LinkGraph> = claim.objects.iter().map(|claimed| &*claimed.graph).collect();
         let set = Together::set(name, &graphs)?;
         let allocation = match set.segment() {
-            Some(segment) => Some(session.memory.allocate(vec![segment]).wait()?),
+            Some(segment) => Some(session.memory.allocate(session.apart(vec![segment])).wait()?),
             None => None,
         };
         let start = start_of(&allocation);
@@ -44,6 +44,24 @@ pub(crate) fn place(session: &SessionInner, claim: &mut Claim) -> Result<Places,
         sets.push((set, allocation));
     }
     Ok(Places { objects, sets })
+}
+
+impl SessionInner {
+    /// Gives data whole pages, where executors copy the pages of data that they write: one that has been copied does not show
+    /// what is linked later.
+    fn apart(&self, mut segments: Vec<SegmentLayout>) -> Vec<SegmentLayout> {
+        if self.pool().is_none() {
+            return segments;
+        }
+        let page = self.memory.page_size();
+        for segment in segments.iter_mut().filter(|segment| segment.group.prot.contains(MemProt::WRITE)) {
+            let bytes = segment.content_bytes.saturating_add(segment.zero_fill_bytes);
+            // One that is too large to be rounded is too large to be allocated.
+            segment.zero_fill_bytes += page.round_up(bytes).unwrap_or(bytes) - bytes;
+            segment.align = segment.align.max(page.align());
+        }
+        segments
+    }
 }
 
 fn segments_of(allocation: &Option<InFlightAlloc>) -> impl Iterator<Item = &AllocatedSegment> {

@@ -129,6 +129,7 @@ impl Prepared {
     }
 
     /// Returns the id of the process.
+    #[cfg(test)]
     pub(crate) fn id(&self) -> Pid {
         self.pid
     }

@@ -90,7 +90,7 @@ impl Cell {
             zero_fill_bytes: 0,
             align: Align::new(16).expect("16 is a power of two"),
         };
-        let layouts = vec![segment(MemProt::RX, STUB.len() as u64), segment(MemProt::RW, POINTER_BYTES)];
+        let layouts = vec![segment(MemProt::RX, STUB.len() as u64), segment(session.pointer_prot(), POINTER_BYTES)];
         let alloc = session.memory.allocate(layouts).wait()?;
         let [code, data] = alloc.segments() else { unreachable!("there are as many segments as were asked for") };
         let (stub, pointer) = (code.range.start(), data.range.start());
@@ -125,6 +125,14 @@ impl Cell {
         let call = NativeCall { function: setter, result: ResultShape::Void, arguments };
         self.session.runtime()?.executor().bind(CALL_NATIVE)?.call(&call).wait()?;
         Ok(())
+    }
+}
+
+impl SessionInner {
+    /// Returns the protection of memory that only the controller writes: where executors copy the data that they write, it is
+    /// read-only data to them.
+    fn pointer_prot(&self) -> MemProt {
+        if self.pool().is_some() { MemProt::READ } else { MemProt::RW }
     }
 }
 

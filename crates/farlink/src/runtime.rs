@@ -11,7 +11,8 @@ use farlink_wire::functions::{
     DEREGISTER_UNWIND_DIRECTORY, DEREGISTER_UNWIND_INDEX, DYLIB_INSTANCE, DYLIB_LOOKUP, DYLIB_OPEN, DYLIB_OPEN_STATIC,
     DYLIB_RESOLVE, Expected, MAP_FOR_PERF, PID_KEY, PLACE_BELOW, READ_BUFFERS, REGISTER_EH_FRAME, REGISTER_EH_FRAME_19,
     REGISTER_GDB, REGISTER_UNWIND_DIRECTORY, REGISTER_UNWIND_INDEX, RESOLVE, RUN_AS_MAIN, RUN_EXITS, RUN_INITIALIZERS,
-    RUN_PROGRAM, SIMPLE_INSTANCE, TLS_CLOSE, TLS_OPEN, TLS_RESOLVE, TRACE_TAKE, WRITE_BUFFERS,
+    RUN_PROGRAM, SHARED_INSTANCE, SHARED_RENEW, SIMPLE_INSTANCE, TLS_CLOSE, TLS_OPEN, TLS_RESOLVE, TRACE_TAKE,
+    WRITE_BUFFERS,
 };
 use farlink_wire::msg::{
     ActionPair, FiniArray, LookupName, MainCall, RunInitializers, SymbolDef, TlsName, TlsPlace, TlsTemplate, TraceSpan,
@@ -193,6 +194,12 @@ impl Runtime {
             }
         }
         Ok(found)
+    }
+
+    /// Returns the action that makes pages of data what was linked there, in an executor that has its own copies of them.
+    pub(crate) fn renew_action(&self, pages: ExecutorAddrRange) -> Result<ActionPair, Error> {
+        let (renew, instance) = (self.executor.bind(SHARED_RENEW)?.addr(), self.executor.object(SHARED_INSTANCE)?);
+        Ok(ActionPair { finalize: None, dealloc: Some(WrapperFunctionCall::new(renew, &(instance, pages))) })
     }
 
     /// Returns the actions that tell the executor's unwinder of an object's unwind information and take it back.

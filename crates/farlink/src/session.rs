@@ -8,6 +8,7 @@ use crate::harden::refused;
 pub(crate) use crate::inner::{Connection, SessionInner};
 use crate::observe::Observed;
 use crate::perf::PerfFile;
+use crate::pool::Restart;
 use crate::private_code;
 use crate::process::{Process, Program};
 use crate::runtime::Runtime;
@@ -46,15 +47,15 @@ pub const DEFAULT_RESERVATION_BYTES: u64 = 1 << 30;
 const LOW_RESERVATION_BYTES: u64 = 64 << 20;
 
 /// What 32-bit absolute addresses reach, with either sign.
-const LOW_LIMIT: ExecutorAddr = ExecutorAddr::new(1 << 31);
+pub(crate) const LOW_LIMIT: ExecutorAddr = ExecutorAddr::new(1 << 31);
 
 /// What a session is made of.
 #[derive(Clone, Debug)]
 pub struct SessionBuilder {
     program: Option<Program>,
     static_tls_bytes: u64,
-    low_memory: bool,
-    memory: Memory,
+    pub(crate) low_memory: bool,
+    pub(crate) memory: Memory,
     pub(crate) reservation_bytes: u64,
     call_timeout: Option<Duration>,
     pub(crate) observed: Observed,
@@ -63,6 +64,8 @@ pub struct SessionBuilder {
     pub(crate) is_hardened: bool,
     pub(crate) is_sandboxed: bool,
     pub(crate) options: Options,
+    pub(crate) executors: usize,
+    pub(crate) restart: Option<Restart>,
 }
 
 impl Default for SessionBuilder {
@@ -82,6 +85,8 @@ impl Default for SessionBuilder {
             is_hardened: false,
             is_sandboxed: false,
             options,
+            executors: 1,
+            restart: None,
         }
     }
 }
@@ -145,6 +150,9 @@ impl SessionBuilder {
         let mut program = self.program.clone().map_or_else(Program::find, Ok)?;
         program.static_tls_bytes = self.static_tls_bytes;
         program.is_hardened = self.hardening().is_wanted;
+        if self.is_pool() {
+            return self.spawn_pool(&program);
+        }
         let callbacks = Arc::<Callbacks>::default();
         let started = Process::start(&program, callbacks.clone(), self.options.clone())?;
         self.with_process(started, callbacks, &program.path.display().to_string())
@@ -218,7 +226,7 @@ impl SessionBuilder {
         self.with_mapper(executor, mapper, connection, callbacks, trace)
     }
 
-    fn with_mapper(
+    pub(crate) fn with_mapper(
         self,
         executor: Executor,
         mapper: Arc<dyn MemoryMapper>,
@@ -237,7 +245,7 @@ impl SessionBuilder {
         }
         // What a socket seems to be may be carried elsewhere; where memory is shared, descriptors do get through.
         let passes_descriptors = matches!(connection, Connection::Process(_)) || self.memory == Memory::Shared;
-        let wants_reports = passes_descriptors && !matches!(connection, Connection::InProcess);
+        let wants_reports = passes_descriptors && !matches!(connection, Connection::InProcess | Connection::Pool(_));
         let reporter = if wants_reports { Reporter::new(&executor) } else { None };
         let runtime = Runtime::new(executor, self.protocol_timeout);
         if self.observed.shows_debuggers {
@@ -336,27 +344,31 @@ impl Session {
         self.inner.memory.stats()
     }
 
-    /// Returns the id of the executor's process, if this session started it.
+    /// Returns the id of the executor's process, or of the first executor's, if this session started it.
     #[must_use]
     pub fn process_id(&self) -> Option<u32> {
         match &self.inner.connection {
             Connection::Process(process) => u32::try_from(process.id().as_raw_nonzero().get()).ok(),
+            Connection::Pool(_) => self.process_ids().first().copied(),
             _ => None,
         }
     }
 
-    /// Sends a signal to the executor's process, if this session started it and it has not ended.
+    /// Sends a signal to the executor's process, or that of each executor, if this session started it and it has not ended.
     pub fn signal(&self, signal: rustix::process::Signal) {
-        if let Connection::Process(process) = &self.inner.connection {
-            process.signal(signal);
+        match &self.inner.connection {
+            Connection::Process(process) => process.signal(signal),
+            Connection::Pool(pool) => pool.all().iter().for_each(|running| running.process().signal(signal)),
+            _ => {}
         }
     }
 
-    /// Waits for the end of the executor's process, if this session started it.
+    /// Waits for the end of the executor's process, or of the first executor's, if this session started it.
     #[must_use]
     pub fn wait(&self) -> Option<ExitStatus> {
         match &self.inner.connection {
             Connection::Process(process) => Some(process.wait()),
+            Connection::Pool(pool) => pool.all().first().map(|running| running.process().wait()),
             _ => None,
         }
     }
@@ -365,7 +377,7 @@ impl Session {
     /// told to end, and does so within a moment. Linked code in this process cannot be ended; gives whether it could.
     pub fn kill(&self) -> bool {
         match &self.inner.connection {
-            Connection::Process(process) => process.signal(rustix::process::Signal::KILL),
+            Connection::Process(_) | Connection::Pool(_) => self.signal(rustix::process::Signal::KILL),
             Connection::Endpoint(endpoint) => endpoint.hang_up(Err("the controller has ended the session".to_owned())),
             Connection::InProcess | Connection::None => return false,
         }

@@ -1,0 +1,485 @@
+//! Executors that are all alike, forked from one prepared process: any may go and another come, and each is told what all
+//! were told ([`crate::journal`]).
+//!
+//! To the rest of a session a pool is one executor. What changes an executor is told to all of them, and each has to answer
+//! the same; a call of linked code goes to one. Code and constants are in memory that all share; data is in memory that
+//! each copies as it writes, so what it was at first is still there for an executor that comes later.
+
+use crate::callback::Callbacks;
+use crate::death::{Death, Reporter};
+use crate::gate::Gate;
+use crate::journal::{Journal, Told};
+use crate::prepared::Prepared;
+use crate::process::Process;
+use crate::{Error, SessionBuilder};
+use farlink_addr::ExecutorAddr;
+use farlink_rpc::{CallError, Caller, Disconnected, Executor, Options, Pending};
+use farlink_wire::functions::{PID_KEY, SHARED_MAP_AT};
+use farlink_wire::setup::ExecutorInfo;
+use farlink_wire::sps::{SpsError, to_bytes};
+use rustix::process::Signal;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// When another executor takes the place of one that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Restart {
+    /// When [`Session::restart`](crate::Session::restart) asks for it.
+    Never,
+    /// When something is asked of it.
+    OnNextCall,
+    /// As soon as it has ended.
+    AtOnce,
+}
+
+/// Returns that executors cannot be what they have to be to take each other's places.
+pub(crate) fn cannot(text: impl Into<String>) -> Error {
+    Error::Refused { operation: "take the place of another", text: text.into() }
+}
+
+/// An executor of a pool, from its start to its end.
+pub(crate) struct Running {
+    process: Process,
+    caller: Arc<dyn Caller>,
+    reporter: Option<Reporter>,
+    /// Calls that have not returned.
+    calls: AtomicUsize,
+    /// How it ended, once somebody wanted to know.
+    pub(crate) death: OnceLock<Arc<Death>>,
+}
+
+impl Running {
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
+    }
+
+    pub(crate) fn reporter(&self) -> Option<&Reporter> {
+        self.reporter.as_ref()
+    }
+
+    pub(crate) fn caller(&self) -> &Arc<dyn Caller> {
+        &self.caller
+    }
+
+    fn ended(&self) -> Option<Disconnected> {
+        self.process.endpoint().disconnected()
+    }
+}
+
+/// A call that an executor has been given: while this lives, it counts among those that have not returned.
+pub(crate) struct Given(pub(crate) Arc<Running>);
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The place of one executor.
+#[derive(Default)]
+struct Member {
+    running: RwLock<Option<Arc<Running>>>,
+    /// Held while another takes the place.
+    starting: Mutex<()>,
+}
+
+impl Member {
+    fn running(&self) -> Option<Arc<Running>> {
+        self.running.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, running: Option<Arc<Running>>) -> Option<Arc<Running>> {
+        std::mem::replace(&mut *self.running.write().unwrap_or_else(PoisonError::into_inner), running)
+    }
+}
+
+/// See the module.
+pub(crate) struct Pool {
+    prepared: Prepared,
+    members: Box<[Member]>,
+    /// What each introduces itself with, but for the number of its process.
+    info: ExecutorInfo,
+    journal: Journal,
+    gate: Gate,
+    /// Held while executors are told what has to be told in order.
+    order: Mutex<()>,
+    callbacks: Arc<Callbacks>,
+    options: Options,
+    restart: Restart,
+    timeout: Duration,
+    /// Where the next call begins to look for an executor.
+    turn: AtomicUsize,
+    /// The tag of the last descriptor that was sent.
+    tag: AtomicU64,
+    has_ended: AtomicBool,
+    /// The executor that ended last.
+    last_end: Mutex<Option<Arc<Running>>>,
+    this: Weak<Pool>,
+}
+
+/// Tags of descriptors that all executors get begin here: those below are each one's own.
+const FIRST_TAG: u64 = 1 << 32;
+
+impl Pool {
+    /// Starts executors by forking a prepared process.
+    pub(crate) fn start(
+        prepared: Prepared,
+        callbacks: Arc<Callbacks>,
+        builder: &SessionBuilder,
+    ) -> Result<Arc<Self>, Error> {
+        let start = || prepared.fork(callbacks.clone(), builder.options.clone());
+        let (first, info) = start()?;
+        if SHARED_MAP_AT.find(&info).is_none() {
+            return Err(cannot("it is not farlink's, or too old"));
+        }
+        let mut started = vec![first];
+        for _ in 1..builder.executors {
+            started.push(start()?.0);
+        }
+        let pool = Arc::new_cyclic(|this: &Weak<Self>| Self {
+            prepared,
+            members: started.iter().map(|_| Member::default()).collect(),
+            journal: Journal::new(&info),
+            info,
+            gate: Gate::default(),
+            order: Mutex::default(),
+            callbacks,
+            options: builder.options.clone(),
+            restart: builder.restart_policy(),
+            timeout: builder.protocol_timeout,
+            turn: AtomicUsize::new(0),
+            tag: AtomicU64::new(FIRST_TAG),
+            has_ended: AtomicBool::new(false),
+            last_end: Mutex::default(),
+            this: this.clone(),
+        });
+        for (index, process) in started.into_iter().enumerate() {
+            pool.take_in(index, process)?;
+        }
+        Ok(pool)
+    }
+
+    /// Returns what the executors introduce themselves with.
+    pub(crate) fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Returns the executors that run, or have ended without another in their place.
+    pub(crate) fn all(&self) -> Vec<Arc<Running>> {
+        self.members.iter().filter_map(Member::running).collect()
+    }
+
+    fn live(&self) -> Vec<Arc<Running>> {
+        self.all().into_iter().filter(|running| running.ended().is_none()).collect()
+    }
+
+    /// Returns the executor that ended last.
+    pub(crate) fn last_end(&self) -> Option<Arc<Running>> {
+        self.last_end.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_end(&self, running: &Arc<Running>) {
+        *self.last_end.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(running));
+    }
+
+    /// Fails if nothing can be asked of the executors any more.
+    pub(crate) fn check(&self) -> Result<(), CallError> {
+        let has_ended = self.has_ended.load(Ordering::Acquire);
+        if has_ended || self.restart == Restart::Never && self.live().is_empty() { Err(self.reason()) } else { Ok(()) }
+    }
+
+    fn reason(&self) -> CallError {
+        let ended = self.all().into_iter().find_map(|running| running.ended());
+        ended.unwrap_or(Disconnected::Local).into()
+    }
+
+    /// Ends all executors: no other takes the place of one.
+    pub(crate) fn end(&self) {
+        self.has_ended.store(true, Ordering::Release);
+        // One that is being started is waited for.
+        let _closed = self.gate.close(self.timeout);
+        let ended: Vec<_> = self.members.iter().filter_map(|member| member.set(None)).collect();
+        ended.iter().for_each(|running| running.process.endpoint().hang_up(Ok(())));
+    }
+}
+
+/// Starting executors.
+impl Pool {
+    /// Lets a process that has been forked take the place of an executor, after it has been told what all have been told.
+    fn take_in(&self, index: usize, process: Process) -> Result<(), Error> {
+        let endpoint = process.endpoint().clone();
+        let caller: Arc<dyn Caller> = Arc::new(endpoint.clone());
+        let setup_error = |error| Error::Setup { executor: "an executor".to_owned(), error, how: None };
+        let executor = Executor::new(self.info.clone(), Arc::clone(&caller)).map_err(setup_error)?;
+        let executor = executor.limited(self.timeout);
+        let reporter = Reporter::new(&executor);
+        let send = |tag, object: &std::os::fd::OwnedFd| Ok(endpoint.send_descriptor_as(tag, object.as_fd())?);
+        self.journal.replay(&executor, &send, &mut || self.next_tag())?;
+        reporter.iter().for_each(Reporter::wait_ready);
+        let (calls, death) = (AtomicUsize::new(0), OnceLock::new());
+        let running = Arc::new(Running { process, caller, reporter, calls, death });
+        let before = self.members[index].set(Some(Arc::clone(&running)));
+        let (pool, weak) = (self.this.clone(), Arc::downgrade(&running));
+        endpoint.when_disconnected(move |_| {
+            if let (Some(pool), Some(running)) = (pool.upgrade(), weak.upgrade()) {
+                pool.has_lost(index, &running);
+            }
+        });
+        drop(before);
+        Ok(())
+    }
+
+    fn next_tag(&self) -> u64 {
+        self.tag.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Sees to what is to be done when an executor has ended. On the thread that read its connection.
+    fn has_lost(self: Arc<Self>, index: usize, running: &Arc<Running>) {
+        if self.restart != Restart::AtOnce || self.has_ended.load(Ordering::Acquire) {
+            return;
+        }
+        let lost = Arc::clone(running);
+        // The thread that ends here may be what closes the gate waits for. One that cannot be made leaves it to whoever
+        // asks something of the executor next.
+        let restart = move || drop(self.start_another(index, &lost));
+        drop(thread::Builder::new().name("farlink-restart".to_owned()).spawn(restart));
+    }
+
+    /// Starts an executor in the place of one that has ended, unless somebody else has.
+    fn start_another(&self, index: usize, lost: &Arc<Running>) -> Result<(), Error> {
+        let member = &self.members[index];
+        let _starting = member.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !member.running().is_some_and(|running| Arc::ptr_eq(&running, lost)) {
+            return Ok(());
+        }
+        let timeout = self.timeout;
+        let late = || CallError::TimedOut { function: "what all executors are being told", timeout };
+        let (process, _closed) = {
+            let (process, info) = self.prepared.fork(self.callbacks.clone(), self.options.clone())?;
+            if !is_alike(&info, &self.info) {
+                return Err(cannot("a new executor introduces itself otherwise than those before it"));
+            }
+            (process, self.gate.close(timeout).ok_or_else(late)?)
+        };
+        if self.has_ended.load(Ordering::Acquire) {
+            return Err(CallError::from(Disconnected::Local).into());
+        }
+        self.callbacks.forget_panic();
+        self.take_in(index, process)
+    }
+
+    /// Starts other executors in the places of all, also of those that run.
+    pub(crate) fn restart_all(&self) -> Result<(), Error> {
+        (0..self.size()).try_for_each(|index| {
+            let Some(running) = self.members[index].running() else { return self.check().map_err(Error::from) };
+            running.process.signal(Signal::KILL);
+            running.process.wait();
+            running.process.endpoint().wait_disconnected();
+            self.start_another(index, &running)
+        })
+    }
+
+    /// Opens a shared library in the process that executors are forked from, and starts them anew: nothing has been linked.
+    fn open_beforehand(&self, args: &[u8]) -> Result<(), Error> {
+        let path = path_of(args).ok_or_else(|| cannot("the library has no path"))?;
+        if path.is_empty() {
+            return Ok(());
+        }
+        // One that cannot be opened there will not be here either, and whoever wants it is told so.
+        if self.prepared.open(&path).is_ok() { self.restart_all() } else { Ok(()) }
+    }
+}
+
+/// Returns the path in the arguments of a call that opens a library: they begin alike.
+fn path_of(args: &[u8]) -> Option<String> {
+    let length = u64::from_le_bytes(args.get(8..16)?.try_into().ok()?);
+    let path = args.get(16..)?.get(..usize::try_from(length).ok()?)?;
+    String::from_utf8(path.to_vec()).ok()
+}
+
+/// Returns whether two executors have introduced themselves alike, but for the numbers of their processes.
+fn is_alike(one: &ExecutorInfo, other: &ExecutorInfo) -> bool {
+    let values = |info: &ExecutorInfo| -> Vec<(String, Vec<u8>)> {
+        info.bootstrap_map.iter().filter(|(key, _)| key != PID_KEY).cloned().collect()
+    };
+    one.triple == other.triple
+        && one.page_size == other.page_size
+        && one.bootstrap_symbols == other.bootstrap_symbols
+        && values(one) == values(other)
+}
+
+/// Calling executors.
+impl Pool {
+    /// Chooses an executor for a call: the one with the fewest that have not returned, or the one with this number.
+    pub(crate) fn give(&self, wanted: Option<usize>) -> Result<Given, Error> {
+        if wanted.is_some_and(|index| index >= self.size()) {
+            let text = format!("the session has {}, numbered from 0", self.size());
+            return Err(Error::Refused { operation: "be the one that is wanted", text });
+        }
+        let chosen = match wanted {
+            Some(index) => self.revived(index)?,
+            None => self.idlest()?,
+        };
+        chosen.calls.fetch_add(1, Ordering::Relaxed);
+        Ok(Given(chosen))
+    }
+
+    fn idlest(&self) -> Result<Arc<Running>, Error> {
+        let first = self.turn.fetch_add(1, Ordering::Relaxed);
+        let places = (0..self.size()).map(|offset| (first.wrapping_add(offset)) % self.size());
+        let live = places.filter_map(|index| self.members[index].running()).filter(|running| running.ended().is_none());
+        match live.min_by_key(|running| running.calls.load(Ordering::Relaxed)) {
+            Some(running) => Ok(running),
+            None => self.revived(first % self.size()),
+        }
+    }
+
+    /// Returns the executor in a place, where another is started if that has ended and may be.
+    fn revived(&self, index: usize) -> Result<Arc<Running>, Error> {
+        let running = self.members[index].running().ok_or_else(|| self.reason())?;
+        let Some(reason) = running.ended() else { return Ok(running) };
+        if self.restart == Restart::Never || self.has_ended.load(Ordering::Acquire) {
+            return Err(CallError::from(reason).into());
+        }
+        self.start_another(index, &running)?;
+        self.members[index].running().ok_or_else(|| self.reason().into())
+    }
+
+    /// Notes, if a call failed by that, that its executor has ended.
+    pub(crate) fn returned(&self, running: &Arc<Running>, error: &CallError) {
+        if let CallError::Disconnected(_) = error {
+            self.note_end(running);
+        }
+    }
+
+    /// Has one executor do something.
+    fn tell_one(&self, function: ExecutorAddr, args: Vec<u8>) -> Result<Pending<Result<Vec<u8>, CallError>>, Error> {
+        let (given, pool) = (self.give(None)?, self.this.clone());
+        let noted = self.journal.notes(function).then(|| args.clone());
+        Ok(given.0.caller.call(function, args).map(move |result| {
+            if let Some(pool) = pool.upgrade() {
+                match (&result, noted) {
+                    (Ok(answer), Some(args)) => pool.journal.note(&args, answer),
+                    (Ok(_), None) => {}
+                    (Err(error), _) => pool.returned(&given.0, error),
+                }
+            }
+            result
+        }))
+    }
+
+    /// Has all executors do something; gives what they answer.
+    fn tell_all(&self, told: Told, function: ExecutorAddr, args: &[u8]) -> Result<Vec<u8>, Error> {
+        if told == Told::Open {
+            self.before_opening(args)?;
+        }
+        if self.restart == Restart::OnNextCall && !told.takes_back() {
+            (0..self.size()).try_for_each(|index| self.revived(index).map(drop))?;
+        }
+        let timeout = self.timeout;
+        let late = || CallError::TimedOut { function: "the start of another executor", timeout };
+        let _inside = self.gate.enter(timeout).ok_or_else(late)?;
+        // What is told in order is told to all before anything else of that kind.
+        let _order = told.is_ordered().then(|| self.order.lock().unwrap_or_else(PoisonError::into_inner));
+        let live = self.live();
+        let calls: Vec<_> = live.iter().map(|running| running.caller.call(function, args.to_vec())).collect();
+        let deadline = Instant::now() + timeout;
+        let wait = |call: Pending<Result<Vec<u8>, CallError>>| match told {
+            // Linked code takes as long as it takes.
+            Told::Initialize => call.wait(),
+            _ => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let late = || Err(CallError::TimedOut { function: "a step of the protocol", timeout });
+                call.wait_timeout(left).unwrap_or_else(late)
+            }
+        };
+        let answers: Vec<_> = calls.into_iter().map(wait).collect();
+        let answer = self.agreed(&live, answers);
+        match answer {
+            Ok(answer) => {
+                self.journal.record(told, function, args, &answer);
+                Ok(answer)
+            }
+            // What has gone with all executors need not be taken back from them.
+            Err(CallError::Disconnected(_)) if told.takes_back() => {
+                let answer = to_bytes(&SpsError(Ok(())));
+                self.journal.record(told, function, args, &answer);
+                Ok(answer)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns the answer of the first executor that has one. Those that answer otherwise are not alike: they are ended.
+    fn agreed(&self, live: &[Arc<Running>], answers: Vec<Result<Vec<u8>, CallError>>) -> Result<Vec<u8>, CallError> {
+        let first = answers.iter().position(Result::is_ok);
+        for (running, answer) in live.iter().zip(&answers) {
+            let is_other = match (first, answer) {
+                (_, Err(CallError::Disconnected(_))) => {
+                    self.note_end(running);
+                    false
+                }
+                (Some(first), answer) => answer.as_ref().ok() != answers[first].as_ref().ok(),
+                (None, _) => false,
+            };
+            if is_other {
+                running.process.signal(Signal::KILL);
+            }
+        }
+        match first {
+            Some(first) => answers.into_iter().nth(first).expect("its position was found"),
+            None => answers.into_iter().next().unwrap_or_else(|| Err(self.reason())),
+        }
+    }
+
+    /// Sees to it that a library which is about to be opened is at one address in all executors.
+    fn before_opening(&self, args: &[u8]) -> Result<(), Error> {
+        if !self.journal.has_begun() {
+            return self.open_beforehand(args);
+        }
+        if self.size() > 1 && path_of(args).is_some_and(|path| !path.is_empty()) {
+            return Err(cannot("shared libraries have to be added before the first lookup, to be the same in all"));
+        }
+        Ok(())
+    }
+}
+
+/// Returns an error as those who call executors expect it.
+fn call_error(error: Error) -> CallError {
+    match error {
+        Error::Call(error) => error,
+        error => CallError::OutOfBand(error.to_string()),
+    }
+}
+
+impl Caller for Pool {
+    fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Pending<Result<Vec<u8>, CallError>> {
+        match self.journal.kind(function) {
+            Some(told) => Pending::ready(self.tell_all(told, function, &args).map_err(call_error)),
+            None => self.tell_one(function, args).unwrap_or_else(|error| Pending::ready(Err(call_error(error)))),
+        }
+    }
+
+    fn send_descriptor(&self, descriptor: BorrowedFd<'_>) -> Result<u64, CallError> {
+        let failed = |error: std::io::Error| CallError::OutOfBand(format!("a descriptor cannot be kept: {error}"));
+        let kept = descriptor.try_clone_to_owned().map_err(failed)?;
+        let tag = self.next_tag();
+        for running in self.live() {
+            // One that ends meanwhile is told by the journal, if another takes its place.
+            match running.process.endpoint().send_descriptor_as(tag, descriptor) {
+                Ok(()) | Err(CallError::Disconnected(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.journal.keep(tag, kept);
+        Ok(tag)
+    }
+}
