@@ -11,7 +11,7 @@ mod common;
 
 use common::{compile, tool};
 use farlink::addr::ExecutorAddr;
-use farlink::{Error, Library, Session};
+use farlink::{Error, Library, Restart, Session};
 use std::fs;
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
@@ -385,4 +385,65 @@ fn soak() {
         assert!(descriptors_after <= descriptors + 2, "{descriptors} descriptors became {descriptors_after}");
         assert!(mappings_after <= mappings + 32, "{mappings} mappings became {mappings_after}");
     }
+}
+
+/// Executors that are killed all the time while threads link, call and remove in them, and others take their places: this
+/// process stays as it was after the first part, and what linked code had is free in the end.
+#[test]
+fn soak_with_restarts() {
+    if !is_alone("soak_with_restarts") {
+        return;
+    }
+    let seconds = number("FARLINK_SOAK_SECONDS", 3);
+    let executor = env!("CARGO_BIN_EXE_farlink");
+    let builder = Session::builder().executor(executor, vec!["executor".into()]).reservation_bytes(64 << 20);
+    let session = builder.executors(2).restart(Restart::OnNextCall).spawn().unwrap();
+    let (rounds, failed, killed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let work = |time: Duration| {
+        let end = Instant::now() + time;
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    let library = session.create_library("work");
+                    while Instant::now() < end {
+                        let result = round(&library);
+                        failed.fetch_add(result.is_err().into(), Ordering::Relaxed);
+                        explains("restarts", Blow::Kill, result);
+                        rounds.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            scope.spawn(|| {
+                while Instant::now() < end {
+                    thread::sleep(Duration::from_micros(5000 + random(10_000)));
+                    let pids = session.process_ids();
+                    let pid = rustix::process::Pid::from_raw(pids[random(2) as usize] as i32).unwrap();
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                    killed.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        });
+        session.restart().unwrap();
+    };
+    let own = std::process::id();
+    work(Duration::from_millis(1000 * seconds / 4).max(Duration::from_secs(1)));
+    let (before, used) = (size_of(own), session.memory_stats().requested_bytes);
+    let counts = [&rounds, &failed, &killed].map(|count| count.load(Ordering::Relaxed));
+    work(Duration::from_secs(seconds));
+    let after = size_of(own);
+    let [rounds, failed, killed] = [rounds, failed, killed].map(AtomicU64::into_inner);
+    let (rounds, failed, killed) = (rounds - counts[0], failed - counts[1], killed - counts[2]);
+    eprintln!(
+        "{rounds} rounds, {failed} of them failed, {killed} executors killed in {seconds} s; KiB, descriptors, mappings: \
+         {before:?}, then {after:?}"
+    );
+    assert!(after.0 < before.0 + 6 * 1024 + rounds / 64, "{} KiB became {}", before.0, after.0);
+    assert!(after.1 <= before.1 + 2 && after.2 <= before.2 + 32, "{before:?} became {after:?}");
+    assert_eq!(session.memory_stats().requested_bytes, used, "bytes in use");
+    round(&session.create_library("after")).unwrap();
+    // Two executors, and what they are forked from.
+    let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+    drop(session);
+    assert!(children.split_whitespace().count() <= 3, "{children}");
+    assert_eq!(fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default(), "");
 }

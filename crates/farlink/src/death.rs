@@ -264,8 +264,10 @@ impl SessionInner {
 
     /// Returns the code that is linked now, or on its way out.
     pub(crate) fn linked_code(&self) -> LinkedCode {
-        let libraries = self.deaths.libraries.lock().unwrap_or_else(PoisonError::into_inner);
-        LinkedCode::collect(&libraries, &self.deaths.leaving.lock().unwrap_or_else(PoisonError::into_inner))
+        // Not under these locks: whoever removes an object holds its library's before them.
+        let libraries = self.deaths.libraries.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let leaving = self.deaths.leaving.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        LinkedCode::collect(&libraries, &leaving)
     }
 
     /// Returns how the executor ended, which the system says of its process if that is a child of this one; none if
