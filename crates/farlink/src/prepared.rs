@@ -66,6 +66,10 @@ impl Prepared {
     ///
     /// Fails if the program cannot be started, or does not know how to be a prepared process.
     pub(crate) fn start(program: &Program) -> Result<Self, Error> {
+        Self::start_within(program, Options::default().setup_timeout)
+    }
+
+    fn start_within(program: &Program, timeout: Duration) -> Result<Self, Error> {
         let (ours, theirs) = socket_pair(SocketType::SEQPACKET)?;
         let (watch, hand_over) = Watch::start(|(), _| {}).map_err(|error| Error::Connect(Arc::new(error)))?;
         let child = program.start(theirs, &["--prepared"])?;
@@ -76,7 +80,7 @@ impl Prepared {
         let program = program.path.display().to_string();
         let prepared = Self { program, pid, watch, control, children: Mutex::default() };
         let mut control = prepared.lock();
-        let ready = receive(&control.socket, Options::default().setup_timeout);
+        let ready = receive(&control.socket, timeout);
         match ready {
             Ok(Answer(Ok(_))) => {}
             Ok(Answer(Err(text))) => return Err(prepared.failed(text)),
