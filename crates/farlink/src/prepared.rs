@@ -44,7 +44,8 @@ pub(crate) struct Prepared {
 const CLOSED_GRACE: Duration = Duration::from_secs(1);
 
 struct Control {
-    socket: OwnedFd,
+    /// Shut down when the process has ended, whoever has the other end then.
+    socket: Arc<OwnedFd>,
     /// Why nothing can be asked any more.
     failed: Option<Error>,
 }
@@ -71,12 +72,16 @@ impl Prepared {
 
     fn start_within(program: &Program, timeout: Duration) -> Result<Self, Error> {
         let (ours, theirs) = socket_pair(SocketType::SEQPACKET)?;
-        let (watch, hand_over) = Watch::start(|(), _| {}).map_err(|error| Error::Connect(Arc::new(error)))?;
+        let socket = Arc::new(ours);
+        let shut_down = |socket: Arc<OwnedFd>, _| {
+            let _ = shutdown(&*socket, Shutdown::Both);
+        };
+        let (watch, hand_over) = Watch::start(shut_down).map_err(|error| Error::Connect(Arc::new(error)))?;
         let child = program.start(theirs, &["--prepared"])?;
         let pid = child.id();
         // The thread waits for it.
-        let _ = hand_over.send((child, ()));
-        let control = Mutex::new(Control { socket: ours, failed: None });
+        let _ = hand_over.send((child, Arc::clone(&socket)));
+        let control = Mutex::new(Control { socket, failed: None });
         let program = program.path.display().to_string();
         let prepared = Self { program, pid, watch, control, children: Mutex::default() };
         let mut control = prepared.lock();
@@ -234,7 +239,7 @@ impl Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         // For the process this is the end of its requests.
-        let _ = shutdown(&self.lock().socket, Shutdown::Both);
+        let _ = shutdown(&*self.lock().socket, Shutdown::Both);
         self.end(END_GRACE);
     }
 }

@@ -306,6 +306,32 @@ fn libraries_that_cannot_be_forked() {
     assert!(text.contains("exited with status 7"), "{text}");
 }
 
+/// The death of a prepared process is noticed although something else has its control socket.
+#[test]
+fn a_socket_that_outlives_the_process() {
+    let _alone = alone();
+    let daemon = "#include <signal.h>
+        #include <stdio.h>
+        #include <unistd.h>
+        __attribute__((constructor)) static void init(void) {
+            int daemon = fork();
+            if (daemon == 0) for (;;) pause();
+            FILE *log = fopen(LOG, \"w\");
+            fprintf(log, \"%d\", daemon);
+            fclose(log);
+            kill(getpid(), SIGKILL);
+        }";
+    let logs = TempDir::new().unwrap();
+    let log = logs.path().join("log");
+    let define = format!("-DLOG=\"{}\"", log.display());
+    let (_dir, library) = compile("daemon.c", daemon, &["-shared", &define]);
+    let text = start().open(library.to_str().unwrap()).unwrap_err().to_string();
+    assert!(text.contains("was killed by SIGKILL"), "{text}");
+    let daemon = fs::read_to_string(log).unwrap().parse().unwrap();
+    // It has not ended, so its id is its own.
+    rustix::process::kill_process(Pid::from_raw(daemon).unwrap(), Signal::KILL).unwrap();
+}
+
 /// What cannot be a prepared process is told so: programs that end, that answer otherwise, that are not there.
 #[test]
 fn programs_that_are_no_prepared_processes() {
