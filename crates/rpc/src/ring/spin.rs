@@ -24,7 +24,8 @@ pub(super) struct Spin {
 
 impl Default for Spin {
     fn default() -> Self {
-        Self { nanos: AtomicU32::new(MAX_NANOS) }
+        // The first waits are for a peer that is starting, which takes longer than looking may.
+        Self { nanos: AtomicU32::new(MIN_NANOS) }
     }
 }
 
