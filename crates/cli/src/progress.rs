@@ -1,11 +1,10 @@
 //! How far a link is, on a terminal, once it has taken longer than a moment.
 
 use farlink::Session;
-use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Links that take no longer show nothing.
 const MOMENT: Duration = Duration::from_millis(500);
@@ -13,9 +12,21 @@ const MOMENT: Duration = Duration::from_millis(500);
 /// How often what is shown is brought up to date.
 const STEP: Duration = Duration::from_millis(80);
 
+/// What turns while a link goes on.
+const SPINNER: [char; 4] = ['|', '/', '-', '\\'];
+
+/// Moves to the beginning of the line and clears it.
+const CLEAR_LINE: &str = "\r\x1b[2K";
+
 /// Whether progress is shown: somebody is there to see it.
 pub(crate) fn is_wanted() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|name| name != "dumb")
+}
+
+/// Prints to the terminal. Nobody is told if that fails.
+fn show(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }
 
 /// Shows how far a session's link is until this is dropped. Then nothing of it is left on the terminal.
@@ -33,27 +44,25 @@ impl Progress {
         }
         let (stop, stopped) = channel();
         let session = session.clone();
-        let show = move || {
+        let begun = Instant::now();
+        let watch = move || {
             if stopped.recv_timeout(MOMENT) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
-            let bar = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} linking, {elapsed}: {msg}") {
-                bar.set_style(style);
-            }
-            while stopped.recv_timeout(STEP) == Err(RecvTimeoutError::Timeout) {
-                if let Some(progress) = session.progress() {
-                    bar.set_message(match progress.objects {
-                        0 => progress.phase.to_owned(),
-                        objects => format!("{}, {objects} objects", progress.phase),
-                    });
+            for spinner in SPINNER.into_iter().cycle() {
+                let about = session.progress().map_or(String::new(), |progress| match progress.objects {
+                    0 => progress.phase.to_owned(),
+                    objects => format!("{}, {objects} objects", progress.phase),
+                });
+                show(&format!("{CLEAR_LINE}{spinner} linking, {}s: {about}", begun.elapsed().as_secs()));
+                if stopped.recv_timeout(STEP) != Err(RecvTimeoutError::Timeout) {
+                    break;
                 }
-                bar.tick();
             }
-            bar.finish_and_clear();
+            show(CLEAR_LINE);
         };
         // Without the thread there is no progress to be seen, and nothing else is missing.
-        let thread = thread::Builder::new().name("farlink-progress".to_owned()).spawn(show).ok();
+        let thread = thread::Builder::new().name("farlink-progress".to_owned()).spawn(watch).ok();
         Some(Self { stop: Some(stop), thread })
     }
 }
