@@ -2,7 +2,7 @@
 
 use crate::doctor::{Probe, Target};
 use crate::map::Format;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use farlink::{Memory, Perf};
 use std::ffi::OsString;
@@ -14,6 +14,16 @@ use std::path::PathBuf;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads the command line.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        if let Some(args) = RunArgs::read(std::env::args_os().skip(1)) {
+            return Ok(Self { command: Command::Run(args) });
+        }
+        Self::try_parse()
+    }
 }
 
 #[derive(Subcommand)]
@@ -206,6 +216,14 @@ pub(crate) struct RunArgs {
 }
 
 impl RunArgs {
+    /// Reads a command line of `run`, for which the other subcommands need not be known: defining them takes longer than all
+    /// the rest. `None` if it is another's, or not understood: the whole definition says why.
+    fn read(mut args: impl Iterator<Item = OsString>) -> Option<Self> {
+        args.next().filter(|subcommand| subcommand == "run")?;
+        let alone = Self::augment_args(clap::Command::new("run").no_binary_name(true));
+        Self::from_arg_matches(&alone.try_get_matches_from(args).ok()?).ok()
+    }
+
     /// Whether the program is linked before it is run, because somebody wants to know what that takes; else running it does.
     pub(crate) fn wants_link_first(&self) -> bool {
         self.stats.is_some() || self.trace.is_some() || self.map.is_some() || self.wait_for_debugger

@@ -2,11 +2,11 @@
 
 use crate::args::InspectArgs;
 use crate::error::Error;
+use crate::start::ExitCode;
 use farlink::elf::{Archive, InputKind, identify, parse_object};
 use farlink::graph::{LinkGraph, Place, SymbolId};
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
 
 pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode, Error> {
     let mut out = io::BufWriter::new(io::stdout().lock());

@@ -4,13 +4,13 @@ use crate::args::LinkArgs;
 use crate::error::Error;
 use crate::inputs::{self, Loaded};
 use crate::signals::Signals;
+use crate::start::ExitCode;
 use farlink::addr::ExecutorAddr;
 use farlink::graph::{LinkGraph, SectionKind, SymbolId, TableEntry};
 use farlink::{ImageSegment, Session};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
-use std::process::ExitCode;
 
 pub(crate) fn link(args: &LinkArgs) -> Result<ExitCode, Error> {
     let signals = Signals::install()?;

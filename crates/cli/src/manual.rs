@@ -2,11 +2,11 @@
 
 use crate::args::{Cli, CompletionsArgs, ManArgs};
 use crate::error::Error;
+use crate::start::ExitCode;
 use clap::CommandFactory;
 use clap_mangen::Man;
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
 
 /// Prints what a shell needs to complete the command.
 pub(crate) fn completions(args: &CompletionsArgs) -> Result<ExitCode, Error> {

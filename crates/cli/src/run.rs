@@ -8,6 +8,7 @@ use crate::inputs;
 use crate::map::Map;
 use crate::progress::{self, Progress};
 use crate::signals::Signals;
+use crate::start::ExitCode;
 use crate::stats;
 use crate::trace::{self, Trace};
 use farlink::elf::Needs;
@@ -17,7 +18,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{ExitCode, ExitStatus};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {

@@ -6,11 +6,11 @@
 use crate::compile::{Language, compiler_command, run_compiler};
 use crate::error::Error;
 use crate::signals::Signals;
+use crate::start::ExitCode;
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 /// The name under which this program notes what a linker is told.
 const COLLECTOR: &str = "farlink-collect";

@@ -91,6 +91,23 @@ fn streams_and_environment() {
     }
 }
 
+/// A command whose standard streams are closed runs a program all the same: their numbers go to nothing else. What the
+/// program reads and writes there is lost.
+#[test]
+fn closed_streams() {
+    let source = r#"
+        #include <stdio.h>
+        int main(void) { return getchar() == EOF && printf("lost\n") == 5 && fflush(stdout) == 0 ? 7 : 8; }"#;
+    let dir = TempDir::new().unwrap();
+    let object = compile(dir.path(), "closed.c", source, &["-O1", "-fPIC"]);
+    for way in WAYS {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", r#"exec "$0" run "$@" <&- >&-"#, env!("CARGO_BIN_EXE_farlink")]).args(way).arg(&object);
+        let output = shell.output().unwrap();
+        assert_eq!((output.status.code(), output.stderr, output.stdout), (Some(7), vec![], vec![]), "{way:?}");
+    }
+}
+
 /// argv[0] is the program's name, argv ends with a null pointer, and `main` runs on the process's main thread.
 #[test]
 fn main_is_called_as_natively() {

@@ -17,7 +17,7 @@ const CRATES: [(&str, bool); 11] = [
     ("farlink", false),
     ("capi", false),
     ("cranelift", true),
-    ("cli", true),
+    ("cli", false),
 ];
 
 /// Longest source file in lines. A longer one wants to be two.

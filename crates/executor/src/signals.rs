@@ -9,7 +9,7 @@ pub fn restore_default_signals() {
 }
 
 /// Lets writing to a pipe that nobody reads be an error, as Rust's start-up code does, which not every executor has.
-pub(crate) fn ignore_broken_pipes() {
+pub fn ignore_broken_pipes() {
     // SAFETY: ignoring a signal needs no handler.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }

@@ -7,11 +7,11 @@ use super::Program;
 use crate::compile::{Language, compile};
 use crate::error::Error;
 use crate::signals::Signals;
+use crate::start::ExitCode;
 use clap::ValueEnum;
 use farlink::Session;
 use serde_json::json;
 use std::io::{self, Write};
-use std::process::ExitCode;
 use std::time::Duration;
 
 /// The attempts, one function each.

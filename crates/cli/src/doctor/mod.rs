@@ -12,9 +12,9 @@ mod tools;
 
 use crate::args::DoctorArgs;
 use crate::error::Error;
+use crate::start::ExitCode;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 pub(crate) use attack::Target;
 pub(crate) use probes::Probe;

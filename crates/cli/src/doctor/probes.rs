@@ -1,6 +1,7 @@
 //! The mechanisms, each of which is tried in a process of its own.
 
 use super::{Finding, Program, Status};
+use crate::start::ExitCode;
 use clap::ValueEnum;
 use farlink::executor::probe as executor_probe;
 use farlink::mem::probe as memory_probe;
@@ -10,7 +11,7 @@ use std::ffi::OsStr;
 use std::io::{self, PipeReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const MEMORY: &str = "memory";
