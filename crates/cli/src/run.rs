@@ -67,7 +67,12 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
         // Ends as the program would: what it left for its exit runs, and its streams are flushed.
         std::process::exit(status.code().unwrap_or_default());
     }
-    Ok(exit_code(status, &session))
+    let code = exit_code(status, &session);
+    if session.ended().is_some() {
+        // Nothing is left to be told that the session ends, and what it holds goes with this process at once.
+        std::mem::forget((session, library));
+    }
+    Ok(code)
 }
 
 /// Bytes of thread-local variables that every process has room for.

@@ -373,6 +373,15 @@ impl Session {
         }
     }
 
+    /// Returns how the executor's process ended, if this session started it and it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<ExitStatus> {
+        match &self.inner.connection {
+            Connection::Process(process) => process.ended(),
+            _ => None,
+        }
+    }
+
     /// Ends the executor at once, whatever it is doing: calls that are running fail. One that is no child of this process is
     /// told to end, and does so within a moment. Linked code in this process cannot be ended; gives whether it could.
     pub fn kill(&self) -> bool {
