@@ -33,7 +33,7 @@ pub struct MemoryStats {
     pub reservations: u64,
     /// Bytes of address space reserved.
     pub reserved_bytes: u64,
-    /// Bytes allocated: in whole pages, or in stripes in multiples of 8, and 16 for code.
+    /// Bytes allocated: in whole pages, or in stripes in multiples of 8, and 32 for code.
     pub live_bytes: u64,
     /// Bytes that were asked for in those allocations; the rest is lost to alignment.
     pub requested_bytes: u64,

@@ -197,10 +197,10 @@ fn has_bad_address(range: ExecutorAddrRange) -> bool {
     range.start().align_up(BAD).is_some_and(|bad| range.contains(bad))
 }
 
-/// Ranges in stripes are multiples of this, in bytes: of the size of a pointer, but for code, which compilers align so that
-/// processors fetch it well.
+/// Ranges in stripes are multiples of this, in bytes: of the size of a pointer, but for code, which compilers align to 16 or
+/// 32 so that processors fetch it well. A gap after each of a million functions would have to be remembered.
 const fn granule(prot: MemProt) -> Align {
-    let bytes = if prot.contains(MemProt::EXEC) { 16 } else { 8 };
+    let bytes = if prot.contains(MemProt::EXEC) { 32 } else { 8 };
     match Align::new(bytes) {
         Some(align) => align,
         None => unreachable!(),
