@@ -348,6 +348,36 @@ fn deaths_at_the_end_of_objects() {
     }
 }
 
+/// Of small objects without line numbers the files are not kept. The way back through them, whose frames have no frame
+/// pointer, is found all the same, with the names of their own functions, also if all of them are called alike.
+#[test]
+fn the_way_back_through_small_objects() {
+    let function = |number: i32, body: &str| {
+        format!(
+            "int f{}(int n);
+            static __attribute__((noinline)) int inner{number}(int n) {{ volatile char room[100]; room[n] = 1; {body} }}
+            int f{number}(int n) {{ return inner{number}(n) + 1; }}",
+            number + 1
+        )
+    };
+    let dir = TempDir::new().unwrap();
+    let flags = ["-O1", "-fPIC", "-fno-optimize-sibling-calls", "-fomit-frame-pointer"];
+    for memory in [Memory::Shared, Memory::Posix, Memory::Remote] {
+        let (session, _library) = session(memory);
+        let library = session.create_library("small");
+        for number in 0..3 {
+            let call = format!("return f{}(n) + room[n];", number + 1);
+            let body = if number == 2 { "return *(volatile int *)8;" } else { &call };
+            let object = compile(dir.path(), &format!("f{number}.c"), &function(number, body), &flags);
+            library.add_object("small.o", fs::read(object).unwrap()).unwrap();
+        }
+        let error = library.run_as_main("f0", &[]).unwrap_err();
+        let frames = death(&error).fault().unwrap().frames.iter().filter(|frame| frame.is_linked);
+        let names: Vec<_> = frames.filter_map(|frame| frame.function.as_ref().map(|(name, _)| name.as_str())).collect();
+        assert_eq!(names, ["inner2", "f2", "inner1", "f1", "inner0", "f0"], "{memory:?}");
+    }
+}
+
 /// A session in this process sets no handler.
 #[test]
 fn in_process_sessions_set_no_handler() {

@@ -57,6 +57,9 @@ const FIND_FDE: &[u8] = b"_Unwind_Find_FDE";
 /// The section that says whether an object's code wants to run on its stack.
 const STACK_NOTE: &[u8] = b".note.GNU-stack";
 
+/// The sections that say which lines code was compiled from; the second as older tools compress it.
+const LINES: [&[u8]; 2] = [b".debug_line", b".zdebug_line"];
+
 /// Returns where the default version of a name begins.
 fn default_version(name: &[u8]) -> Option<usize> {
     name.windows(2).position(|pair| pair == b"@@")
@@ -176,6 +179,9 @@ impl<'a> Parser<'a> {
                 }
                 if flags & elf::SHF_EXECINSTR.0 != 0 && self.section_name(section)? == STACK_NOTE {
                     builder.set_executable_stack();
+                }
+                if section.sh_type(LE) == elf::SHT_PROGBITS && LINES.contains(&self.section_name(section)?) {
+                    builder.set_has_lines();
                 }
                 blocks.push(None);
                 continue;

@@ -4,6 +4,7 @@
 //! linked, and from the files of libraries that its list of mappings names. That list, the registers and the stack are what
 //! the process says of itself; nothing more follows from them than what is shown.
 
+use crate::known_code::Notes;
 use crate::symbols::{Code, Reader};
 use farlink_graph::Bytes;
 use gimli::{CfaRule, EvaluationResult, Register, RegisterRule, UnwindContext, UnwindSection, Value};
@@ -36,9 +37,18 @@ const PRESERVED: [usize; 6] = [3, RBP, 12, 13, 14, 15];
 pub(crate) struct LinkedPlace {
     /// The object.
     pub(crate) object: String,
-    pub(crate) bytes: Bytes,
-    /// Where in the object's bytes the code is; none for code that the linker made.
+    /// Tells it from others that are called the same.
+    pub(crate) number: usize,
+    pub(crate) file: LinkedFile,
+    /// Where in the object's file the code is, or the address if there are notes; none for code that the linker made.
     pub(crate) file_offset: Option<u64>,
+}
+
+/// What there is of an object that was linked.
+pub(crate) enum LinkedFile {
+    Whole(Bytes),
+    /// Notes, and the unwind information as it is linked.
+    Notes(Notes, Option<Vec<u8>>),
 }
 
 /// A mapping of a file with code.
@@ -76,7 +86,7 @@ pub struct Frame {
 pub(crate) struct Finder<'a> {
     linked: &'a dyn Fn(u64) -> Option<LinkedPlace>,
     mappings: Vec<Mapping>,
-    objects: HashMap<String, Option<Rc<Code>>>,
+    objects: HashMap<usize, Option<Rc<Code>>>,
     files: HashMap<String, Option<Rc<Code>>>,
 }
 
@@ -88,9 +98,12 @@ impl<'a> Finder<'a> {
     }
 
     fn place(&mut self, addr: u64) -> Option<Place> {
-        if let Some(LinkedPlace { object, bytes, file_offset }) = (self.linked)(addr) {
-            let read = || Code::of_object(&bytes).map(Rc::new);
-            let code = self.objects.entry(object.clone()).or_insert_with(read).clone();
+        if let Some(LinkedPlace { object, number, file, file_offset }) = (self.linked)(addr) {
+            let read = || match file {
+                LinkedFile::Whole(bytes) => Code::of_object(&bytes).map(Rc::new),
+                LinkedFile::Notes(notes, eh_frame) => Some(Rc::new(Code::of_notes(notes, eh_frame))),
+            };
+            let code = self.objects.entry(number).or_insert_with(read).clone();
             let code = code.and_then(|code| Some((Rc::clone(&code), code.address_of(file_offset?)?)));
             return Some(Place { name: object, code });
         }

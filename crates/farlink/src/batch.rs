@@ -9,6 +9,7 @@
 
 use crate::Error;
 use crate::claim::{Claim, Claimed};
+use crate::known_code::KnownCode;
 use crate::lazy::{Materializer, materialize};
 use crate::library::LibraryInner;
 use crate::place::{self, Places};
@@ -175,7 +176,7 @@ fn share(library: &LibraryInner, runtime: &Runtime, shared: &[ExecutorAddr], nam
         state.resolved.insert(name, addr, opened);
         // One that has been linked meanwhile stays.
         if let (Some(addr), None) = (addr, state.table.winner(name).and_then(Definition::value)) {
-            state.table.add(name, Definition::shared(addr));
+            state.table.add(name, Definition::absolute(addr));
         }
     }
     Ok(())
@@ -221,11 +222,12 @@ impl BatchMemory {
 /// Publishes the addresses of a batch that has been linked.
 fn publish(state: &mut State, session: &SessionInner, claim: Claim, memory: BatchMemory) {
     let sets: Box<[Arc<FinalizedAlloc>]> = memory.sets.into_iter().map(Arc::new).collect();
+    let can_stop = session.has_executor();
     let mut all_shown = memory.shown.into_iter();
     for (claimed, memory) in claim.objects.into_iter().zip(memory.objects) {
         let graph = claimed.graph;
-        let mut defines = std::mem::take(&mut state.object(claimed.id).defines).into_vec();
-        defines.retain(|&(name, symbol)| match value(&graph, symbol) {
+        let mut defines = std::mem::take(&mut state.object(claimed.id).defines);
+        defines.retain(|&mut (name, symbol)| match value(&graph, symbol) {
             Some(value) => {
                 state.table.publish(name, claimed.id, symbol, value);
                 true
@@ -239,11 +241,16 @@ fn publish(state: &mut State, session: &SessionInner, claim: Claim, memory: Batc
             }
         });
         let slot = state.object(claimed.id);
-        slot.defines = defines.into();
-        let (code, bytes) = (graph.code_places(), graph.bytes().clone());
-        let graph = session.keeps_graphs.then_some(graph);
+        slot.defines = defines;
+        let is_mapped = memory.as_ref().is_some_and(FinalizedAlloc::is_mapped);
+        let code = if can_stop { KnownCode::of(&graph, is_mapped) } else { KnownCode::Nothing };
+        slot.state = ObjectState::Linked(LinkedObject { memory, code });
         let shown = all_shown.next().flatten();
-        slot.state = ObjectState::Linked(LinkedObject { memory, sets: sets.clone(), code, bytes, shown, graph });
+        if session.keeps_graphs || shown.is_some() || !sets.is_empty() {
+            let more = slot.more();
+            (more.sets, more.shown) = (sets.clone(), shown);
+            more.graph = session.keeps_graphs.then_some(graph);
+        }
     }
 }
 

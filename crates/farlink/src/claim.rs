@@ -383,7 +383,7 @@ fn load_member(state: &mut State, name: &str, replaces_common: bool) -> Result<(
 /// Takes out of `graph` what does not count, and marks what is needed in any case.
 fn prepare(state: &State, id: ObjectId, graph: &mut LinkGraph, keeps_definitions: bool) {
     let slot = &state.objects[id.0 as usize];
-    let comdats: Vec<_> = graph.comdats().zip(&slot.comdats).collect();
+    let comdats: Vec<_> = graph.comdats().zip(slot.comdats()).collect();
     for (comdat, &signature) in comdats {
         if !state.table.owns_comdat(signature, id) {
             graph.discard_comdat(comdat);

@@ -1,15 +1,17 @@
 //! How an executor ended, told from what the system says of its process and from the report that it may have left.
 
-use crate::backtrace::{Finder, Frame, LinkedPlace, Stopped};
+use crate::backtrace::{Finder, Frame, LinkedFile, LinkedPlace, Stopped};
 use crate::error::{describe_status, signal_name};
+use crate::known_code::{self, KnownCode};
 use crate::library::LibraryInner;
 use crate::pool::Running;
 use crate::session::{Connection, SessionInner};
 use crate::state::ObjectState;
 use crate::{Library, Session};
-use farlink_addr::ExecutorAddr;
-use farlink_graph::{Bytes, CodePlace};
-use farlink_mem::SharedArea;
+use ecow::EcoString;
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
+use farlink_graph::CodePlace;
+use farlink_mem::{MemoryManager, SharedArea};
 use farlink_rpc::{CallError, Executor, Pending};
 use farlink_wire::functions::{LEAVE_REPORTS, SHARED_INSTANCE};
 use farlink_wire::report::{self, REGISTER_NAMES, REPORT_BYTES, Report, ReportError};
@@ -238,8 +240,8 @@ pub(crate) struct Deaths {
     pub(crate) found: OnceLock<Arc<Death>>,
 }
 
-/// The code of objects that are being removed: what each is called, where its code is, and its bytes.
-pub(crate) type LeavingCode = Vec<(Box<str>, Box<[CodePlace]>, Bytes)>;
+/// The code of objects that are being removed: what each is called, and what is known of it.
+pub(crate) type LeavingCode = Vec<(EcoString, KnownCode)>;
 
 impl SessionInner {
     /// Takes note of code that is being removed, until [`Self::has_left`].
@@ -282,7 +284,7 @@ impl SessionInner {
         }
         let find = || {
             let linked = self.linked_code();
-            Arc::new(Death::new(status, left, &|addr| linked.find(addr)))
+            Arc::new(Death::new(status, left, &|addr| linked.find(addr, &self.memory)))
         };
         Some(Arc::clone(self.deaths.found.get_or_init(find)))
     }
@@ -296,7 +298,7 @@ impl SessionInner {
         let left = running.reporter().map_or(Ok(None), Reporter::left);
         let find = || {
             let linked = self.linked_code();
-            Arc::new(Death::new(Some(status), left, &|addr| linked.find(addr)))
+            Arc::new(Death::new(Some(status), left, &|addr| linked.find(addr, &self.memory)))
         };
         Some(Arc::clone(running.death.get_or_init(find)))
     }
@@ -323,36 +325,54 @@ impl Session {
 /// The code of all linked objects of a session, by address.
 pub(crate) struct LinkedCode {
     places: Vec<(CodePlace, usize)>,
-    objects: Vec<(String, Bytes)>,
+    objects: Vec<(EcoString, KnownCode)>,
 }
 
 impl LinkedCode {
     pub(crate) fn collect(libraries: &[Weak<LibraryInner>], leaving: &[Arc<LeavingCode>]) -> Self {
         let (mut places, mut objects) = (Vec::new(), Vec::new());
+        let mut add = |name: &EcoString, code: &KnownCode| {
+            places.extend(code.places().into_iter().map(|place| (place, objects.len())));
+            objects.push((name.clone(), code.clone()));
+        };
         for library in libraries.iter().filter_map(Weak::upgrade) {
-            for slot in &library.lock().objects {
+            for slot in library.lock().objects.iter() {
                 if let ObjectState::Linked(linked) = &slot.state {
-                    places.extend(linked.code.iter().map(|&place| (place, objects.len())));
-                    objects.push((slot.name.to_string(), linked.bytes.clone()));
+                    add(&slot.name, &linked.code);
                 }
             }
         }
-        for (object, code, bytes) in leaving.iter().flat_map(|leaving| &**leaving) {
-            places.extend(code.iter().map(|&place| (place, objects.len())));
-            objects.push((object.to_string(), bytes.clone()));
-        }
+        leaving.iter().flat_map(|leaving| &**leaving).for_each(|(name, code)| add(name, code));
         places.sort_by_key(|(place, _)| place.addr);
         Self { places, objects }
     }
 
-    pub(crate) fn find(&self, addr: u64) -> Option<LinkedPlace> {
+    /// Returns what is at an address; `memory` shows what is linked there.
+    pub(crate) fn find(&self, addr: u64, memory: &MemoryManager) -> Option<LinkedPlace> {
         let after = self.places.partition_point(|(place, _)| place.addr.as_u64() <= addr);
         let (place, object) = self.places.get(after.checked_sub(1)?)?;
         let distance = Some(addr - place.addr.as_u64()).filter(|&distance| distance < place.size)?;
-        let (name, bytes) = &self.objects[*object];
+        let (name, code) = &self.objects[*object];
+        let file = match code {
+            KnownCode::Nothing => return None,
+            KnownCode::File(file) => LinkedFile::Whole(file.1.clone()),
+            KnownCode::Notes(notes) => {
+                let notes = known_code::read(notes)?;
+                let eh_frame = notes.eh_frame.and_then(|range| content(memory, range));
+                LinkedFile::Notes(notes, eh_frame)
+            }
+        };
         let file_offset = place.file_offset.and_then(|offset| offset.checked_add(distance));
-        Some(LinkedPlace { object: name.clone(), bytes: bytes.clone(), file_offset })
+        Some(LinkedPlace { object: name.to_string(), number: *object, file, file_offset })
     }
+}
+
+/// Returns what is linked at some addresses.
+fn content(memory: &MemoryManager, range: ExecutorAddrRange) -> Option<Vec<u8>> {
+    let view = memory.view(range)?;
+    let mut bytes = vec![0; usize::try_from(view.len()).ok()?];
+    view.read_volatile(0, &mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// The memory that an executor leaves its report in.

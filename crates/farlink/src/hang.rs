@@ -110,7 +110,7 @@ impl SessionInner {
         let maps = fs::read_to_string(format!("{folder}/maps")).unwrap_or_default();
         let memory = File::open(format!("{folder}/mem")).ok();
         let linked = self.linked_code();
-        let find = |addr| linked.find(addr);
+        let find = |addr| linked.find(addr, &self.memory);
         let mut finder = Finder::new(&maps, &find);
         let mut tids: Vec<u32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
         tids.sort_unstable();

@@ -79,6 +79,11 @@ impl SessionInner {
         matches!(self.connection, Connection::Process(_) | Connection::InProcess)
     }
 
+    /// Returns whether what is linked runs in another process, which may stop.
+    pub(crate) fn has_executor(&self) -> bool {
+        !matches!(self.connection, Connection::InProcess | Connection::None)
+    }
+
     /// Returns how the executor's process ended, if it is a child of this one and has ended or is about to.
     pub(crate) fn process_end(&self) -> Option<ExitStatus> {
         match &self.connection {

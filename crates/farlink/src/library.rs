@@ -5,7 +5,7 @@
 
 use crate::batch::{self, Batch};
 use crate::session::{Session, SessionInner};
-use crate::state::{LibraryArchive, LinkedObject, ObjectState, State};
+use crate::state::{LibraryArchive, LinkedObject, ObjectSlot, ObjectState, State};
 use crate::table::{Definition, Strength};
 use crate::{Error, PhaseTimes};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange};
@@ -107,7 +107,8 @@ impl LibraryInner {
     /// Waits until none of `objects` is being linked; gives the state as it is then.
     pub(crate) fn wait_settled(&self, objects: &[ObjectId]) -> MutexGuard<'_, State> {
         let linking = |state: &mut State| {
-            objects.iter().any(|&object| matches!(state.object(object).state, ObjectState::Linking))
+            let slot = |object: &ObjectId| state.objects.get(object.0 as usize);
+            objects.iter().filter_map(slot).any(|slot| matches!(slot.state, ObjectState::Linking))
         };
         self.settled.wait_while(self.lock(), linking).unwrap_or_else(PoisonError::into_inner)
     }
@@ -368,10 +369,8 @@ impl Library {
         let session = &self.inner.session;
         let (leaving, memory) = {
             let mut state = self.check_unused(object)?;
-            let name = state.object(object.id).name.clone();
-            let ObjectState::Linked(mut linked) = state.remove(object.id) else { return Ok(()) };
-            let leaving = session.leaves(vec![(name, std::mem::take(&mut linked.code), linked.bytes.clone())]);
-            (leaving, linked.into_memory())
+            let (name, Some((code, memory))) = state.remove(object.id) else { return Ok(()) };
+            (session.leaves(vec![(name, code)]), memory)
         };
         let ended =
             if memory.is_empty() { Ok(()) } else { session.memory.deallocate(memory).wait().map_err(Error::from) };
@@ -393,14 +392,16 @@ impl Library {
     pub fn object_memory(&self) -> Vec<ObjectMemory> {
         let state = self.inner.lock();
         let linked = state.objects.iter().filter_map(|slot| match &slot.state {
-            ObjectState::Linked(linked) => Some((slot.name.to_string(), linked)),
+            ObjectState::Linked(linked) => Some((slot, linked)),
             _ => None,
         });
-        let memory = |(name, linked): (String, &LinkedObject)| {
+        let memory = |(slot, linked): (&ObjectSlot, &LinkedObject)| {
             let segments = linked.memory.iter().flat_map(FinalizedAlloc::segments).collect();
-            let with_others = linked.sets.iter().flat_map(|set| set.segments()).collect();
-            let debug_info = linked.shown.iter().flat_map(|shown| shown.segments()).collect();
-            ObjectMemory { name, segments, with_others, debug_info }
+            let more = slot.has_more();
+            let with_others = more.iter().flat_map(|more| &more.sets).flat_map(|set| set.segments()).collect();
+            let debug_info = more.and_then(|more| more.shown.as_ref()).map(|shown| shown.segments());
+            let debug_info = debug_info.unwrap_or_default();
+            ObjectMemory { name: slot.name.to_string(), segments, with_others, debug_info }
         };
         linked.map(memory).collect()
     }
@@ -411,11 +412,7 @@ impl Library {
     #[must_use]
     pub fn linked_graphs(&self) -> Vec<LinkGraph> {
         let mut state = self.inner.lock();
-        let linked = state.objects.iter_mut().filter_map(|slot| match &mut slot.state {
-            ObjectState::Linked(linked) => linked.graph.take().map(|graph| *graph),
-            _ => None,
-        });
-        linked.collect()
+        state.objects.iter_mut().filter_map(ObjectSlot::take_graph).collect()
     }
 }
 
@@ -423,10 +420,10 @@ impl Drop for LibraryInner {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let (mut memory, mut leaving) = (Vec::new(), Vec::new());
-        for slot in state.objects.drain(..) {
-            if let ObjectState::Linked(mut linked) = slot.state {
-                leaving.push((slot.name, std::mem::take(&mut linked.code), linked.bytes.clone()));
-                memory.extend(linked.into_memory());
+        for slot in state.objects.iter_mut() {
+            if let Some((code, own)) = slot.take_linked() {
+                leaving.push((std::mem::take(&mut slot.name), code));
+                memory.extend(own);
             }
         }
         if !memory.is_empty() {

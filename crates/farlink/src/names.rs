@@ -1,5 +1,7 @@
 //! Names, each kept once, with the values that somebody has entered under it.
 
+use crate::chunks::Chunks;
+use ecow::EcoString;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use smallvec::SmallVec;
@@ -13,19 +15,20 @@ pub(crate) struct NameId(u32);
 pub(crate) struct Names<T> {
     ids: HashTable<NameId>,
     hasher: RandomState,
-    entries: Vec<Entry<T>>,
+    entries: Chunks<Entry<T>>,
     /// Entries that nothing uses.
     free: Vec<NameId>,
 }
 
+/// A name and its values: there may be a million, so short names are in place.
 struct Entry<T> {
-    name: Box<str>,
+    name: EcoString,
     values: SmallVec<[T; 1]>,
 }
 
 impl<T> Default for Names<T> {
     fn default() -> Self {
-        Self { ids: HashTable::new(), hasher: RandomState::default(), entries: Vec::new(), free: Vec::new() }
+        Self { ids: HashTable::new(), hasher: RandomState::default(), entries: Chunks::default(), free: Vec::new() }
     }
 }
 
@@ -72,10 +75,7 @@ impl<T> Names<T> {
 
     /// Removes the values of a name for which `goes` holds. A name without values is forgotten.
     pub(crate) fn remove(&mut self, id: NameId, goes: impl Fn(&T) -> bool) {
-        let entry = &mut self.entries[id.0 as usize];
-        if entry.values.is_empty() {
-            return;
-        }
+        let Some(entry) = self.entries.get_mut(id.0 as usize).filter(|entry| !entry.values.is_empty()) else { return };
         entry.values.retain(|value| !goes(value));
         if entry.values.is_empty() {
             let name = std::mem::take(&mut entry.name);
@@ -83,9 +83,15 @@ impl<T> Names<T> {
                 found.remove();
             }
             self.free.push(id);
+            if self.ids.is_empty() && self.entries.len() > MANY {
+                (self.ids, self.entries, self.free) = Default::default();
+            }
         }
     }
 }
+
+/// From how many elements on a list whose elements have all gone gives its memory back.
+pub(crate) const MANY: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -107,5 +113,17 @@ mod tests {
         assert_eq!(names.add("c", 4), a);
         assert_ne!(names.add("d", 5), a);
         assert_eq!((names.values(a), names.values(b)), (&[4][..], &[3][..]));
+    }
+
+    /// When the last of many names has gone, so has the memory that they took, and others can come.
+    #[test]
+    fn many_names_go() {
+        let mut names = Names::default();
+        let ids: Vec<_> = (0..=MANY).map(|number| names.add(&number.to_string(), number)).collect();
+        ids.iter().for_each(|&id| names.remove(id, |_| true));
+        assert_eq!((names.entries.len(), names.free.capacity()), (0, 0));
+        names.remove(ids[MANY], |_| true);
+        let id = names.add("5", 1);
+        assert_eq!((names.find("5"), names.values(id)), (Some(id), &[1][..]));
     }
 }

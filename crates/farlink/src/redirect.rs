@@ -222,12 +222,12 @@ impl Library {
         let slot = state.objects.get(object.id().0 as usize);
         let slot = slot.filter(|slot| slot.serial == object.serial() && !matches!(slot.state, ObjectState::Removed));
         let slot = slot.ok_or(Error::Removed)?;
-        let users = slot.users.iter().map(|&user| state.name_of(Some(user)));
+        let users = slot.users().map(|user| state.name_of(Some(user)));
         let users: Vec<_> = users.chain(state.redirects.leading_to(object.id())).collect();
         if users.is_empty() {
             return Ok(state);
         }
-        Err(Error::InUse { object: slot.name.clone().into_string(), users })
+        Err(Error::InUse { object: slot.name.to_string(), users })
     }
 }
 

@@ -172,7 +172,7 @@ fn addresses_of_others<'a>(library: &'a LibraryInner, claim: &Claim) -> Result<O
     let state = library.wait_settled(&claim.others);
     let failed = claim.others.iter().map(|&id| &state.objects[id.0 as usize]);
     match { failed }.find(|slot| !matches!(slot.state, ObjectState::Linked(_))) {
-        Some(slot) => Err(Error::Dependency { object: slot.name.clone().into_string() }),
+        Some(slot) => Err(Error::Dependency { object: slot.name.to_string() }),
         None => Ok(Others(Some(state))),
     }
 }

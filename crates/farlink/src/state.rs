@@ -1,16 +1,20 @@
 //! What a library holds: its objects, each declared, being linked, linked or removed, and its archives.
 
+use crate::chunks::Chunks;
+use crate::known_code::KnownCode;
 use crate::lazy::LazyNames;
 use crate::library::ObjectId;
-use crate::names::NameId;
+use crate::names::{MANY, NameId};
 use crate::redirect::Redirects;
 use crate::resolved::Resolved;
 use crate::table::{Definition, Strength, SymbolTable};
 use crate::{Error, PhaseTimes};
+use ecow::EcoString;
 use farlink_addr::ExecutorAddr;
 use farlink_elf::Archive;
-use farlink_graph::{Bytes, CodePlace, LinkGraph, Linkage, SymbolId};
+use farlink_graph::{LinkGraph, Linkage, SymbolId};
 use farlink_mem::FinalizedAlloc;
+use smallvec::SmallVec;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
@@ -18,7 +22,7 @@ use std::sync::Arc;
 pub(crate) struct State {
     pub(crate) table: SymbolTable,
     /// Indexed by [`ObjectId`].
-    pub(crate) objects: Vec<ObjectSlot>,
+    pub(crate) objects: Chunks<ObjectSlot>,
     /// Slots of objects that have been removed.
     free: Vec<ObjectId>,
     /// How many objects have been declared.
@@ -33,18 +37,70 @@ pub(crate) struct State {
     pub(crate) lazy: LazyNames,
 }
 
+/// An object. There may be a million, so what most do not have is elsewhere.
 pub(crate) struct ObjectSlot {
-    pub(crate) name: Box<str>,
+    pub(crate) name: EcoString,
     /// The number of objects that were declared before this one: it tells the object from others that had this slot.
     pub(crate) serial: u64,
     pub(crate) state: ObjectState,
-    /// The names it defines, by which symbols, and the signatures of its COMDAT groups: to be forgotten with it.
-    pub(crate) defines: Box<[(NameId, SymbolId)]>,
-    pub(crate) comdats: Box<[NameId]>,
+    /// The names it defines, by which symbols: to be forgotten with it.
+    pub(crate) defines: Defines,
+    more: Option<Box<More>>,
+}
+
+/// Names, and the symbols of an object that define them.
+pub(crate) type Defines = SmallVec<[(NameId, SymbolId); 1]>;
+
+/// What most objects do not have.
+#[derive(Default)]
+pub(crate) struct More {
+    /// The signatures of its COMDAT groups, to be forgotten with it.
+    comdats: Box<[NameId]>,
     /// Objects that this one refers to, once it is being linked. Sorted.
-    pub(crate) uses: Box<[ObjectId]>,
+    uses: Box<[ObjectId]>,
     /// Objects that refer to this one.
-    pub(crate) users: BTreeSet<ObjectId>,
+    users: BTreeSet<ObjectId>,
+    /// Memory that it has together with other objects. It goes with the last of them.
+    pub(crate) sets: Box<[Arc<FinalizedAlloc>]>,
+    /// What debuggers are shown of it.
+    pub(crate) shown: Option<Box<FinalizedAlloc>>,
+    /// The graph with its addresses, where the session keeps it.
+    pub(crate) graph: Option<Box<LinkGraph>>,
+}
+
+impl ObjectSlot {
+    /// Returns what most objects do not have, to be changed.
+    pub(crate) fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
+    }
+
+    /// Returns what most objects do not have, if this one does.
+    pub(crate) fn has_more(&self) -> Option<&More> {
+        self.more.as_deref()
+    }
+
+    pub(crate) fn comdats(&self) -> &[NameId] {
+        self.more.as_ref().map_or(&[], |more| &more.comdats)
+    }
+
+    /// Returns the objects that refer to this one.
+    pub(crate) fn users(&self) -> impl Iterator<Item = ObjectId> {
+        self.more.iter().flat_map(|more| more.users.iter().copied())
+    }
+
+    /// Takes the graph with its addresses, where the session keeps it.
+    pub(crate) fn take_graph(&mut self) -> Option<LinkGraph> {
+        self.more.as_mut()?.graph.take().map(|graph| *graph)
+    }
+
+    /// Takes what a linked object has: its code, and the memory that goes with it. None if it is not linked.
+    pub(crate) fn take_linked(&mut self) -> Option<(KnownCode, Vec<FinalizedAlloc>)> {
+        let more = self.more.take();
+        let ObjectState::Linked(linked) = std::mem::replace(&mut self.state, ObjectState::Removed) else { return None };
+        let (sets, shown) = more.map_or_else(Default::default, |more| (more.sets, more.shown));
+        let memory = sets.into_iter().filter_map(Arc::into_inner).chain(linked.memory).chain(shown.map(|shown| *shown));
+        Some((linked.code, memory.collect()))
+    }
 }
 
 pub(crate) enum ObjectState {
@@ -61,23 +117,7 @@ pub(crate) enum ObjectState {
 pub(crate) struct LinkedObject {
     /// Its memory; none if it has no bytes in the executor.
     pub(crate) memory: Option<FinalizedAlloc>,
-    /// Memory that it has together with other objects. It goes with the last of them.
-    pub(crate) sets: Box<[Arc<FinalizedAlloc>]>,
-    /// Where its code is, and the bytes that tell what is there.
-    pub(crate) code: Box<[CodePlace]>,
-    pub(crate) bytes: Bytes,
-    /// What debuggers are shown of it.
-    pub(crate) shown: Option<Box<FinalizedAlloc>>,
-    /// The graph with its addresses, where the session keeps it.
-    pub(crate) graph: Option<Box<LinkGraph>>,
-}
-
-impl LinkedObject {
-    /// Returns the memory that goes with the object.
-    pub(crate) fn into_memory(self) -> Vec<FinalizedAlloc> {
-        let shown = self.shown.map(|shown| *shown);
-        self.sets.into_iter().filter_map(Arc::into_inner).chain(self.memory).chain(shown).collect()
-    }
+    pub(crate) code: KnownCode,
 }
 
 pub(crate) struct LibraryArchive {
@@ -96,7 +136,7 @@ impl State {
         self.redirects.rename_versions(&mut graph, self.declared);
         let next = ObjectId(u32::try_from(self.objects.len()).expect("fewer objects than fit in memory"));
         let id = self.free.last().copied().unwrap_or(next);
-        let mut defines = Vec::new();
+        let mut defines = Defines::new();
         for symbol in graph.definitions() {
             let (name, strength) = (graph.symbol_name(symbol), strength(&graph, symbol));
             // An object may have two symbols of one name: versions of it.
@@ -112,15 +152,16 @@ impl State {
             }
             defines.push((self.table.add(name, Definition::by_object(id, symbol, strength)), symbol));
         }
-        let comdats = graph.comdats().map(|comdat| self.table.add_comdat(graph.comdat_signature(comdat), id)).collect();
+        let comdats: Box<[NameId]> =
+            graph.comdats().map(|comdat| self.table.add_comdat(graph.comdat_signature(comdat), id)).collect();
+        defines.shrink_to_fit();
+        let more = (!comdats.is_empty()).then(|| Box::new(More { comdats, ..More::default() }));
         let slot = ObjectSlot {
             name: graph.name().into(),
             serial: self.declared,
             state: ObjectState::Declared { graph: Box::new(graph) },
-            defines: defines.into(),
-            comdats,
-            uses: Box::default(),
-            users: BTreeSet::new(),
+            defines,
+            more,
         };
         self.declared += 1;
         match self.free.pop() {
@@ -133,7 +174,7 @@ impl State {
     /// Returns what messages call who defines something.
     pub(crate) fn name_of(&self, object: Option<ObjectId>) -> String {
         object.map_or("a definition with an address".to_owned(), |object| {
-            self.objects[object.0 as usize].name.clone().into_string()
+            self.objects[object.0 as usize].name.to_string()
         })
     }
 
@@ -162,18 +203,23 @@ impl State {
         names.into_iter().map(str::to_owned).collect()
     }
 
-    /// Removes an object that nothing refers to, with what it defined and what it refers to; gives what it was.
-    pub(crate) fn remove(&mut self, id: ObjectId) -> ObjectState {
+    /// Removes an object that nothing refers to, with what it defined and what it refers to; gives its name, and what it
+    /// had if it was linked.
+    pub(crate) fn remove(&mut self, id: ObjectId) -> (EcoString, Option<(KnownCode, Vec<FinalizedAlloc>)>) {
+        self.forget_uses(id);
         let slot = self.object(id);
-        let state = std::mem::replace(&mut slot.state, ObjectState::Removed);
-        let (defines, comdats) = (std::mem::take(&mut slot.defines), std::mem::take(&mut slot.comdats));
+        let (name, defines) = (std::mem::take(&mut slot.name), std::mem::take(&mut slot.defines));
+        let comdats = slot.more.as_mut().map(|more| std::mem::take(&mut more.comdats));
+        let linked = slot.take_linked();
         self.undefine(id, &defines);
-        for signature in comdats {
+        for signature in comdats.into_iter().flatten() {
             self.table.remove_comdat(signature, id);
         }
-        self.forget_uses(id);
         self.free.push(id);
-        state
+        if self.free.len() == self.objects.len() && self.objects.len() > MANY {
+            (self.free, self.objects) = Default::default();
+        }
+        (name, linked)
     }
 
     /// Notes which objects `id` refers to.
@@ -181,15 +227,16 @@ impl State {
         uses.sort_unstable();
         uses.dedup();
         for &used in &uses {
-            self.object(used).users.insert(id);
+            self.object(used).more().users.insert(id);
         }
-        self.object(id).uses = uses.into();
+        self.object(id).more().uses = uses.into();
     }
 
     /// Forgets which objects `id` refers to.
     pub(crate) fn forget_uses(&mut self, id: ObjectId) {
-        for used in std::mem::take(&mut self.object(id).uses) {
-            self.object(used).users.remove(&id);
+        let uses = self.object(id).more.as_mut().map(|more| std::mem::take(&mut more.uses));
+        for used in uses.into_iter().flatten() {
+            self.object(used).more().users.remove(&id);
         }
     }
 }

@@ -4,6 +4,8 @@
 //! unwind and debug information is relocated to those. Where in the executor it has come to be does not matter to them.
 //! Everything is read again from the bytes when something has happened, so that a link pays nothing for it.
 
+use crate::known_code::Notes;
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use gimli::{EndianRcSlice, LittleEndian};
 use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, RelocationKind, RelocationTarget, SectionFlags};
 use std::collections::HashMap;
@@ -22,12 +24,12 @@ const SECTION_ALIGN: u64 = 64;
 const EXECUTABLE: u64 = 4;
 
 /// A function.
-#[derive(Debug)]
-struct Function {
-    start: u64,
-    /// 0 if nothing is said.
-    size: u64,
-    name: String,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Function {
+    pub(crate) start: u64,
+    /// Length in bytes; 0 if nothing is said.
+    pub(crate) size: u64,
+    pub(crate) name: String,
 }
 
 /// A part of a file that has addresses.
@@ -88,6 +90,17 @@ impl Code {
         let dwarf = has_lines.then(|| gimli::Dwarf::load(section).ok()).flatten();
         let lines = dwarf.and_then(|dwarf| addr2line::Context::from_dwarf(dwarf).ok());
         Some(Self { parts, functions, eh_frame, lines })
+    }
+
+    /// Returns what is known by notes and the unwind information as it is linked: the addresses are those of the executor.
+    pub(crate) fn of_notes(notes: Notes, eh_frame: Option<Vec<u8>>) -> Self {
+        let part = |(addr, size)| Part { file_offset: addr, size, addr };
+        let mut functions = notes.functions;
+        functions.sort_by_key(|function| function.start);
+        let bases = |start: ExecutorAddr| gimli::BaseAddresses::default().set_eh_frame(start.as_u64());
+        let start = notes.eh_frame.map(ExecutorAddrRange::start);
+        let eh_frame = eh_frame.zip(start).map(|(bytes, start)| (reader(&bytes), bases(start)));
+        Self { parts: notes.places.into_iter().map(part).collect(), functions, eh_frame, lines: None }
     }
 
     /// Reads a shared library or a program, which have addresses. Their lines are not looked for.

@@ -46,13 +46,13 @@ pub(crate) struct Definition {
     pub(crate) object: Option<ObjectId>,
     /// The object's symbol.
     pub(crate) symbol: SymbolId,
-    pub(crate) strength: Strength,
-    value: Option<Stored>,
+    stored: Stored,
 }
 
-/// A value, small: few are thread-local.
+/// What is known of a definition, in 16 bytes: few are thread-local, and one that has a value counts, however strong it is.
 #[derive(Clone, Debug)]
 enum Stored {
+    Declared(Strength),
     Address(ExecutorAddr),
     ThreadLocal(Box<TlsAddress>),
 }
@@ -69,23 +69,23 @@ impl From<Value> for Stored {
 impl Definition {
     /// A definition by a symbol of an object, which has no value yet.
     pub(crate) fn by_object(object: ObjectId, symbol: SymbolId, strength: Strength) -> Self {
-        Self { object: Some(object), symbol, strength, value: None }
+        Self { object: Some(object), symbol, stored: Stored::Declared(strength) }
     }
 
     /// A definition that nothing but its address is known of.
     pub(crate) fn absolute(address: ExecutorAddr) -> Self {
-        let value = Some(Stored::Address(address));
-        Self { object: None, symbol: SymbolId::from_index(0), strength: Strength::Strong, value }
+        Self { object: None, symbol: SymbolId::from_index(0), stored: Stored::Address(address) }
     }
 
-    /// A definition by a shared library, of which a program has one.
-    pub(crate) fn shared(address: ExecutorAddr) -> Self {
-        Self { strength: Strength::Weak, ..Self::absolute(address) }
+    /// Returns how much it counts as long as it has no value.
+    fn strength(&self) -> Option<Strength> {
+        if let Stored::Declared(strength) = self.stored { Some(strength) } else { None }
     }
 
     /// Returns its value, once that is known.
     pub(crate) fn value(&self) -> Option<Value> {
-        match self.value.as_ref()? {
+        match &self.stored {
+            Stored::Declared(_) => None,
             Stored::Address(address) => Some(Value::Address(*address)),
             Stored::ThreadLocal(tls) => Some(Value::ThreadLocal(**tls)),
         }
@@ -117,16 +117,16 @@ impl SymbolTable {
         if let [only] = definitions {
             return Some(only);
         }
-        let linked = definitions.iter().find(|definition| definition.value.is_some());
+        let linked = definitions.iter().find(|definition| definition.strength().is_none());
         // `max_by_key` gives the last of equals, so the search runs backwards.
-        linked.or_else(|| definitions.iter().rev().max_by_key(|definition| definition.strength))
+        linked.or_else(|| definitions.iter().rev().max_by_key(|definition| definition.strength()))
     }
 
     /// Checks that a definition may be added.
     pub(crate) fn check(&self, name: &str, strength: Strength) -> Result<(), Conflict> {
         let conflict = self.winner(name).filter(|winner| {
             // A weaker definition that is in use cannot be replaced any more.
-            strength == Strength::Strong && (winner.strength == Strength::Strong || winner.value.is_some())
+            strength == Strength::Strong && winner.strength().is_none_or(|other| other == Strength::Strong)
         });
         conflict.map_or(Ok(()), |winner| Err(Conflict { first: winner.object }))
     }
@@ -141,7 +141,7 @@ impl SymbolTable {
         let mut definitions = self.definitions.values_mut(name).iter_mut();
         let mine = |definition: &&mut Definition| (definition.object, definition.symbol) == (Some(object), symbol);
         if let Some(definition) = definitions.find(mine) {
-            definition.value = Some(value.into());
+            definition.stored = value.into();
         }
     }
 

@@ -56,6 +56,7 @@ impl GraphBuilder {
                 tables: Tables::default(),
                 tls_module: None,
                 executable_stack: false,
+                has_lines: false,
                 static_tls: Vec::new(),
                 dso_handle: None,
                 got_symbol: None,
@@ -129,6 +130,11 @@ impl GraphBuilder {
     /// Says that the object's code wants to run on its stack.
     pub fn set_executable_stack(&mut self) {
         self.graph.executable_stack = true;
+    }
+
+    /// Notes that the object's bytes say which lines its code was compiled from.
+    pub fn set_has_lines(&mut self) {
+        self.graph.has_lines = true;
     }
 
     /// Returns how many symbols have been added.

@@ -1,5 +1,6 @@
 //! Where an object's code has come to be, for those who have an address and want to know what is there.
 
+use crate::BlockId;
 use crate::graph::LinkGraph;
 use crate::parts::Content;
 use farlink_addr::{ExecutorAddr, MemProt};
@@ -16,12 +17,15 @@ pub struct CodePlace {
 }
 
 impl LinkGraph {
-    /// Returns where the code of a linked graph is.
+    /// Returns whether a block is linked code.
     #[must_use]
-    pub fn code_places(&self) -> Box<[CodePlace]> {
-        let is_code = |block: &&crate::Block| {
-            block.live && block.size > 0 && self.section(block.section).group.prot.contains(MemProt::EXEC)
-        };
+    pub fn is_code(&self, id: BlockId) -> bool {
+        let block = self.block(id);
+        block.live && block.size > 0 && self.section(block.section).group.prot.contains(MemProt::EXEC)
+    }
+
+    /// Returns where the code of a linked graph is.
+    pub fn code_places(&self) -> impl Iterator<Item = CodePlace> + '_ {
         let place = |block: &crate::Block| CodePlace {
             addr: block.addr,
             size: block.size,
@@ -30,6 +34,6 @@ impl LinkGraph {
                 Content::Own(_) | Content::ZeroFill => None,
             },
         };
-        self.blocks.iter().filter(is_code).map(place).collect()
+        (0..self.blocks.len() as u32).map(BlockId).filter(|&id| self.is_code(id)).map(move |id| place(self.block(id)))
     }
 }

@@ -27,6 +27,8 @@ pub struct LinkGraph {
     pub(crate) tls_module: Option<TlsModule>,
     /// Whether its code wants to run on its stack (`.note.GNU-stack`).
     pub(crate) executable_stack: bool,
+    /// Whether the object's bytes say which lines its code was compiled from.
+    pub(crate) has_lines: bool,
     /// The thread-local variables whose distance from the thread pointer live edges want. Sorted.
     pub(crate) static_tls: Vec<SymbolId>,
     pub(crate) dso_handle: Option<SymbolId>,
@@ -59,6 +61,12 @@ impl LinkGraph {
     #[must_use]
     pub fn arch(&self) -> Arch {
         self.arch
+    }
+
+    /// Returns whether the object's bytes say which lines its code was compiled from.
+    #[must_use]
+    pub fn has_lines(&self) -> bool {
+        self.has_lines
     }
 
     /// Gives a symbol another name.

@@ -144,6 +144,14 @@ impl FinalizedAlloc {
         starts.min().expect("an allocation has segments")
     }
 
+    /// Returns whether the allocation is in stripes, which this process has mapped: [`MemoryManager::view`] shows it.
+    ///
+    /// [`MemoryManager::view`]: crate::MemoryManager::view
+    #[must_use]
+    pub fn is_mapped(&self) -> bool {
+        self.is_striped
+    }
+
     /// Returns the segments' groups and addresses.
     #[must_use]
     pub fn segments(&self) -> Vec<(AllocGroup, ExecutorAddrRange)> {
