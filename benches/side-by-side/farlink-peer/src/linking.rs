@@ -17,7 +17,9 @@ pub(crate) fn one_by_one(args: &Args, report: &Report) -> Result<()> {
     let library = session.create_library("main");
     library.lookup("labs")?;
     let executor = session.process_id();
-    let (memory, counters) = (MemoryOfBoth::now(executor)?, Counters::now(&session)?);
+    // In this order: to be asked for its counters takes memory of the executor.
+    let counters = Counters::now(&session)?;
+    let memory = MemoryOfBoth::now(executor)?;
     let (mut times, mut linked) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for (name, bytes) in names.iter().zip(&objects) {
         let bytes = bytes.clone();

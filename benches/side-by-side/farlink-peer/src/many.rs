@@ -40,7 +40,8 @@ pub(crate) fn live(args: &Args, report: &Report) -> Result<()> {
     let session = session(args)?;
     let library = session.create_library("main");
     library.lookup("labs")?;
-    let (memory, counters) = (MemoryOfBoth::now(session.process_id())?, Counters::now(&session)?);
+    let counters = Counters::now(&session)?;
+    let memory = MemoryOfBoth::now(session.process_id())?;
     let name = |number: usize| format!("tiny_{number:08}");
     // What the last of so many cost.
     let mut times = VecDeque::with_capacity(LAST);
