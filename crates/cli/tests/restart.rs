@@ -299,6 +299,112 @@ fn deaths_while_linking() {
     assert_eq!(session.memory_stats().requested_bytes, 0);
 }
 
+/// Hardened executors are locked again before linked code runs in them, and low memory is where it was.
+#[test]
+fn hardened_and_low() {
+    for builder in [builder().harden(true), builder().sandbox(true), builder().low_memory(true)] {
+        let session = builder.executors(2).restart(Restart::OnNextCall).spawn().unwrap();
+        let library = session.create_library("main");
+        library.add_shared_library("libm.so.6").unwrap();
+        let source = r#"#include <math.h>
+            #include <sys/mman.h>
+            int data = 4;
+            int root(void) { return (int)sqrt(data++); }
+            int map_code(void) { return mmap(0, 4096, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED; }"#;
+        add(&library, "root.o", source);
+        let (root, map_code) = (number(&library, "root"), number(&library, "map_code"));
+        let is_locked = !session.lock().unwrap().is_empty();
+        for _ in 0..3 {
+            assert_eq!((get(&root.clone().on(0)), get(&root.clone().on(1))), (2, 2));
+            assert_eq!(get(&map_code), i32::from(!is_locked));
+            session.restart().unwrap();
+        }
+    }
+}
+
+/// A library that is added late is opened again; if it then is elsewhere, the restart says so, and what to do about it.
+#[test]
+fn late_libraries() {
+    let session = spawn(Restart::Never);
+    let library = session.create_library("main");
+    add(&library, "one.o", "int one(void) { return 1; }");
+    assert_eq!(get(&number(&library, "one")), 1);
+    library.add_shared_library("libm.so.6").unwrap();
+    add(&library, "root.o", "#include <math.h>\nvolatile double nine = 9; int root(void) { return (int)sqrt(nine); }");
+    let root = number(&library, "root");
+    assert_eq!(get(&root), 3);
+    match session.restart() {
+        Ok(()) => assert_eq!(get(&root), 3),
+        Err(error) => assert!(error.to_string().contains("before the first lookup"), "{error}"),
+    }
+}
+
+/// What linked code does at its start may end an executor that is to take a place: that is an error, once for each time that
+/// somebody wants one.
+#[test]
+fn executors_that_cannot_start() {
+    for restart in [Restart::OnNextCall, Restart::AtOnce] {
+        let session = spawn(restart);
+        let library = session.create_library("main");
+        let flag = session.shared_buffer::<i32>(1).unwrap();
+        library.define("flag", flag.executor_addr()).unwrap();
+        add(
+            &library,
+            "start.o",
+            "extern int flag; __attribute__((constructor)) static void start(void) { if (flag) __builtin_trap(); } int one(void) { return 1; }",
+        );
+        let one = number(&library, "one");
+        assert_eq!(get(&one), 1);
+        flag.set(0, 1).unwrap();
+        session.kill();
+        let _ = session.wait();
+        for _ in 0..3 {
+            assert!(get_one(&one).is_err());
+        }
+        flag.set(0, 0).unwrap();
+        session.restart().unwrap();
+        assert_eq!(get(&one), 1);
+    }
+}
+
+/// Without the process that executors are forked from, those that run go on, and nobody takes a place.
+#[test]
+fn without_the_prepared_process() {
+    let dir = TempDir::new().unwrap();
+    // By this name it is found, and no other.
+    let program = dir.path().join("prepared");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_farlink"), &program).unwrap();
+    let builder = Session::builder().executor(&program, vec!["executor".into()]);
+    let session = builder.restart(Restart::OnNextCall).spawn().unwrap();
+    let library = session.create_library("main");
+    add(&library, "one.o", "int one(void) { return 1; }");
+    let one = number(&library, "one");
+    let own = session.process_id().unwrap() as i32;
+    let is_prepared = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        *pid != own && line.starts_with(program.as_os_str().as_encoded_bytes())
+    };
+    let entries = fs::read_dir("/proc").unwrap();
+    let mut pids = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let prepared = rustix::process::Pid::from_raw(pids.find(is_prepared).unwrap()).unwrap();
+    rustix::process::kill_process(prepared, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(get(&one), 1);
+    session.kill();
+    let _ = session.wait();
+    let error = wait_for_error(&one);
+    assert!(error.contains("SIGKILL"), "{error}");
+    let error = session.restart().unwrap_err();
+    assert!(error.to_string().contains("SIGKILL"), "{error}");
+}
+
+fn wait_for_error(function: &Function<fn() -> i32>) -> String {
+    loop {
+        if let Err(error) = get_one(function) {
+            return error.to_string();
+        }
+    }
+}
+
 /// Sessions that cannot be restarted say so, and what restarts cannot be combined with is refused.
 #[test]
 fn what_cannot_be() {

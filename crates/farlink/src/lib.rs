@@ -34,6 +34,7 @@ mod guide {
         SharedData = "shared-data.md";
         Hardening = "hardening.md";
         Replacing = "replacing.md";
+        SeveralExecutors = "several-executors.md";
         AnotherMachine = "another-machine.md";
     }
 }
