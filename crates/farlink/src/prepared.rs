@@ -122,7 +122,7 @@ impl Prepared {
     pub(crate) fn fork(&self, handler: Arc<dyn Handler>, options: Options) -> Result<(Process, ExecutorInfo), Error> {
         let (ours, theirs) = socket_pair(SocketType::STREAM)?;
         let connection = Connection::of(&theirs)?;
-        let asked = self.ask(&Request::Fork, Some(theirs.as_fd()), options.setup_timeout, "fork an executor");
+        let asked = self.ask(&Request::Fork, Some(theirs.as_fd()), options.setup_timeout, "be forked");
         drop(theirs);
         let transport = Transport::from_socket(ours);
         if matches!(asked, Err(Error::Prepared { .. })) {
