@@ -427,9 +427,11 @@ fn soak_with_restarts() {
     };
     let own = std::process::id();
     work(Duration::from_millis(1000 * seconds / 4).max(Duration::from_secs(1)));
+    held_at_rest();
     let (before, used) = (size_of(own), session.memory_stats().requested_bytes);
     let counts = [&rounds, &failed, &killed].map(|count| count.load(Ordering::Relaxed));
     work(Duration::from_secs(seconds));
+    held_at_rest();
     let after = size_of(own);
     let [rounds, failed, killed] = [rounds, failed, killed].map(AtomicU64::into_inner);
     let (rounds, failed, killed) = (rounds - counts[0], failed - counts[1], killed - counts[2]);
