@@ -5,6 +5,7 @@
 
 use libc::{SS_DISABLE, c_void, stack_t};
 use std::cell::OnceCell;
+use std::mem::MaybeUninit;
 
 /// Bytes of an alternate stack: the system's part with all registers is a few KiB.
 const BYTES: usize = 64 << 10;
@@ -23,7 +24,7 @@ pub(crate) fn ensure() {
 
 /// The alternate stack of a thread.
 struct SignalStack {
-    memory: Box<[u8]>,
+    memory: Box<[MaybeUninit<u8>]>,
 }
 
 /// Returns the alternate stack that the calling thread has.
@@ -38,7 +39,8 @@ fn current() -> Option<stack_t> {
 impl SignalStack {
     fn install() -> Option<Self> {
         current().filter(|stack| stack.ss_flags & SS_DISABLE != 0)?;
-        let mut memory = vec![0; BYTES].into_boxed_slice();
+        // None of it is touched before it is needed.
+        let mut memory = Box::new_uninit_slice(BYTES);
         let stack = stack_t { ss_sp: memory.as_mut_ptr().cast::<c_void>(), ss_flags: 0, ss_size: BYTES };
         // SAFETY: the memory is there until the stack is disabled when this is dropped, at the end of its thread.
         let is_set = unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) } == 0;

@@ -16,6 +16,9 @@ use std::time::Instant;
 /// Bytes asked for at once.
 const PIECE_BYTES: usize = 64 << 10;
 
+/// The same to begin with: most sessions have little to say over the link, and memory that is touched is no gift.
+const FIRST_PIECE_BYTES: usize = 8 << 10;
+
 /// Why there is no next message.
 #[derive(Debug)]
 pub(crate) enum FrameEnd {
@@ -53,7 +56,7 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     pub(crate) fn new(link: Arc<Link>, deadline: Option<Instant>) -> Self {
-        Self { link, buffer: vec![0; PIECE_BYTES], start: 0, end: 0, deadline, remnant: None }
+        Self { link, buffer: vec![0; FIRST_PIECE_BYTES], start: 0, end: 0, deadline, remnant: None }
     }
 
     pub(crate) fn set_deadline(&mut self, deadline: Option<Instant>) {
@@ -136,6 +139,9 @@ impl FrameReader {
         self.buffer = buffer;
         let count = count?;
         self.end += count;
+        if self.end == self.buffer.len() {
+            self.buffer.resize(PIECE_BYTES, 0);
+        }
         Ok(count)
     }
 
