@@ -79,7 +79,7 @@ pub(crate) fn write(file: File, trace: &Trace, clock: &Clock) -> io::Result<()> 
     let events: Vec<Value> = metadata(trace).into_iter().chain(parts).chain(spans).collect();
     let document = json!({ "traceEvents": events, "displayTimeUnit": "ms" });
     let mut out = BufWriter::new(file);
-    serde_json::to_writer(&mut out, &document)?;
+    write!(out, "{document}")?;
     out.flush()
 }
 
