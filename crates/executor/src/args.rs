@@ -8,6 +8,7 @@ use crate::server::run;
 use crate::signals::{ignore_broken_pipes, restore_default_signals};
 use farlink_rpc::Options;
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -29,6 +30,7 @@ Options:
   --harden            keep linked code from other processes and from writing below /proc, and be ready to be locked
   --prepared          be no executor yet: the CONNECTION, one inherited socket that keeps the bounds of messages, is for
                       requests to open shared libraries and to fork executors that have them, children of the parent
+  --ring N            the inherited memory N of a ring, which a controller that is farlink has made for this executor
   --farlink           the controller is farlink and understands errors beside results
   --help              print this
   --version           print the version";
@@ -45,6 +47,8 @@ struct Kind {
     is_farlink: bool,
     is_hardened: bool,
     is_prepared: bool,
+    /// The descriptor of a ring's memory.
+    ring: Option<RawFd>,
 }
 
 /// Exit status for what is wrong with the arguments or the connection.
@@ -100,9 +104,10 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, String> {
             "--unix" => places.push(Place::Unix(args.next().ok_or("--unix wants a path")?.into())),
             "--secret-file" => secret = Some(PathBuf::from(args.next().ok_or("--secret-file wants a path")?)),
             "--fd" => {
-                let number = args.next().and_then(|number| number.to_str()?.parse().ok());
-                places.push(number.map(|fd| Place::Fds(fd, fd)).ok_or("--fd wants the number of a descriptor")?);
+                let fd = number(args.next()).ok_or("--fd wants the number of a descriptor")?;
+                places.push(Place::Fds(fd, fd));
             }
+            "--ring" => kind.ring = Some(number(args.next()).ok_or("--ring wants the number of a descriptor")?),
             other => match other.split_once('=') {
                 Some(("filedescs", numbers)) => places.push(descriptors(numbers).ok_or("filedescs= wants R,W")?),
                 Some(("listen", host_and_port)) if address.is_none() => address = Some(host_and_port.to_owned()),
@@ -117,11 +122,19 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, String> {
         return Err("--insecure lets anybody connect: no --secret-file goes with it".to_owned());
     }
     places.extend(address.map(|address| listening(&address, secret, is_insecure)).transpose()?);
+    let is_free = |place: &Place, ring| matches!(place, Place::Fds(read, write) if ring != *read && ring != *write);
     match (places.pop(), places.is_empty()) {
+        (Some(place), true) if kind.ring.is_some_and(|ring| !is_free(&place, ring)) => {
+            Err("--ring wants a descriptor of its own, beside inherited ones".to_owned())
+        }
         (Some(place), true) => Ok(Request::Serve { place, kind }),
         (Some(_), false) => Err("the connection is given twice".to_owned()),
         (None, _) => Err("no connection is given".to_owned()),
     }
+}
+
+fn number(arg: Option<OsString>) -> Option<RawFd> {
+    arg?.to_str()?.parse().ok()
 }
 
 /// Reads `filedescs=R,W`.
@@ -154,7 +167,10 @@ fn serve(place: &Place, kind: Kind) -> Result<i32, String> {
         return prepared::run(place.find_socket()?, rules, options);
     }
     drop(rules);
-    let found = place.find()?;
+    let mut found = place.find()?;
+    if let Some(number) = kind.ring {
+        found.take_ring(number)?;
+    }
     if found.writes_to_pipe {
         ignore_broken_pipes();
     } else {
@@ -181,6 +197,7 @@ mod tests {
     fn command_lines() {
         assert_eq!(parsed(&["filedescs=3,6"]), Ok((Place::Fds(3, 6), false)));
         assert_eq!(parsed(&["--fd", "5", "--farlink"]), Ok((Place::Fds(5, 5), true)));
+        assert_eq!(parsed(&["--fd", "5", "--ring", "6"]), Ok((Place::Fds(5, 5), false)));
         assert_eq!(parsed(&["--stdio"]), Ok((Place::Stdio, false)));
         assert_eq!(parsed(&["--unix", "/x"]), Ok((Place::Unix("/x".into()), false)));
         let tcp = |address: &str, secret: Option<&str>| {
@@ -194,6 +211,10 @@ mod tests {
             &["--fd"],
             &["--fd", "x"],
             &["--unix"],
+            &["--fd", "5", "--ring"],
+            &["--fd", "5", "--ring", "5"],
+            &["filedescs=5,6", "--ring", "6"],
+            &["--stdio", "--ring", "3"],
             &["filedescs=3,4", "--fd", "5"],
             &["--stdio", "listen=localhost:1", "--insecure"],
             &["listen=localhost:1"],

@@ -39,6 +39,16 @@ pub(crate) struct Found {
     pub(crate) writes_to_pipe: bool,
 }
 
+impl Found {
+    /// Takes the inherited memory of a ring that goes with the connection, which is another descriptor.
+    pub(crate) fn take_ring(&mut self, number: RawFd) -> Result<(), String> {
+        let memory = adopt(number)?;
+        self.transport
+            .take_ring(&memory)
+            .map_err(|error| format!("descriptor {number} is no memory of a ring: {error}"))
+    }
+}
+
 impl Place {
     /// Gets the one inherited descriptor, which is no connection of an executor.
     pub(crate) fn find_socket(&self) -> Result<OwnedFd, String> {

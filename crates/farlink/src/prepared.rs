@@ -77,7 +77,7 @@ impl Prepared {
             let _ = shutdown(&*socket, Shutdown::Both);
         };
         let (watch, hand_over) = Watch::start(shut_down).map_err(|error| Error::Connect(Arc::new(error)))?;
-        let child = program.start(theirs, &["--prepared"])?;
+        let child = program.start(theirs, None, &["--prepared"])?;
         let pid = child.id();
         // The thread waits for it.
         let _ = hand_over.send((child, Arc::clone(&socket)));

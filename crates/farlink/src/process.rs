@@ -25,6 +25,9 @@ use std::time::Duration;
 /// How long an executor that was told to end may take before it is killed.
 pub(crate) const END_GRACE: Duration = Duration::from_secs(5);
 
+/// What the executor program is called.
+const NAME: &str = "farlink-executor";
+
 /// A program that speaks the executor's side of the protocol, and its arguments.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
@@ -57,7 +60,6 @@ impl Program {
     /// Finds an executor: what `FARLINK_EXECUTOR` names, this program if it can be one, or `farlink-executor` beside this
     /// program or in `PATH`.
     pub(crate) fn find() -> Result<Self, Error> {
-        const NAME: &str = "farlink-executor";
         let named = std::env::var_os("FARLINK_EXECUTOR").map(PathBuf::from);
         if named.is_none() && farlink_executor::can_be_started_again() {
             return Ok(Self::this_one());
@@ -83,17 +85,26 @@ impl Program {
         Self { path, args: vec![farlink_executor::EXECUTOR_ARG.into()], static_tls_bytes: 0, is_hardened: false }
     }
 
-    /// Starts the program with `socket` as its connection, and with these arguments after that.
-    pub(crate) fn start(&self, socket: OwnedFd, args: &[&str]) -> Result<Child, Error> {
+    /// Whether it is known to be farlink's executor, and no other's.
+    fn is_own(&self) -> bool {
+        self.args.first().is_some_and(|arg| arg == farlink_executor::EXECUTOR_ARG)
+            || self.path.file_name().is_some_and(|name| name == NAME)
+    }
+
+    /// Starts the program with `socket` as its connection, the memory of a ring if there is one, and with these arguments
+    /// after that.
+    pub(crate) fn start(&self, socket: OwnedFd, ring: Option<OwnedFd>, args: &[&str]) -> Result<Child, Error> {
         let number = socket.as_raw_fd();
+        let inherited: Vec<RawFd> = [&socket].into_iter().chain(&ring).map(AsRawFd::as_raw_fd).collect();
         // LLVM's executors take the first argument that is theirs and ignore the rest.
         let connection = OsString::from(format!("filedescs={number},{number}"));
         let harden: &[&str] = if self.is_hardened { &["--harden"] } else { &[] };
-        let own = ["--farlink"].iter().chain(args).chain(harden).map(OsString::from);
+        let ring = ring.as_ref().map(|ring| ["--ring".into(), ring.as_raw_fd().to_string().into()]);
+        let own = ["--farlink"].iter().chain(args).chain(harden).map(OsString::from).chain(ring.into_iter().flatten());
         let args: Vec<OsString> = self.args.iter().cloned().chain([connection]).chain(own).collect();
         let environment = static_tls_environment(self.static_tls_bytes);
         // The executor's end of the connection is closed here, or its end would never be seen.
-        Child::spawn(self, &args, &environment, number)
+        Child::spawn(self, &args, &environment, &inherited)
             .map_err(|error| Error::Spawn { program: self.path.clone(), error: Arc::new(error) })
     }
 }
@@ -115,14 +126,14 @@ impl Child {
         self.0
     }
 
-    /// Starts a program with its arguments and these changes of the environment, in which the descriptor `number` is open.
+    /// Starts a program with its arguments and these changes of the environment, in which the descriptors `inherited` are open.
     ///
-    /// `posix_spawn(3)` does not copy this process, however large it is, and passes the descriptor to no other child.
+    /// `posix_spawn(3)` does not copy this process, however large it is, and passes the descriptors to no other child.
     fn spawn(
         program: &Program,
         args: &[OsString],
         environment: &[(&str, OsString)],
-        number: RawFd,
+        inherited: &[RawFd],
     ) -> std::io::Result<Self> {
         let c_string = |text: &OsStr| Ok(CString::new(text.as_bytes())?);
         let path = c_string(program.path.as_os_str())?;
@@ -141,7 +152,7 @@ impl Child {
             texts.iter().map(|text| text.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect()
         };
         let (argv, environ) = (pointers(&args), pointers(&variables));
-        let settings = SpawnSettings::new(number)?;
+        let settings = SpawnSettings::new(inherited)?;
         let mut pid = 0;
         // SAFETY: the path and the arrays, which end with null, are of C strings that live until the call returns, and the
         // settings have been made.
@@ -175,14 +186,14 @@ impl Child {
     }
 }
 
-/// How a child begins: with a descriptor that this process closes for others, and signals as programs expect them.
+/// How a child begins: with descriptors that this process closes for others, and signals as programs expect them.
 struct SpawnSettings {
     actions: libc::posix_spawn_file_actions_t,
     attributes: libc::posix_spawnattr_t,
 }
 
 impl SpawnSettings {
-    fn new(number: RawFd) -> std::io::Result<Box<Self>> {
+    fn new(inherited: &[RawFd]) -> std::io::Result<Box<Self>> {
         // SAFETY: both are plain structures, which the functions below fill in.
         let mut settings: Box<Self> = Box::new(unsafe { std::mem::zeroed() });
         let (actions, attributes) = (&raw mut settings.actions, &raw mut settings.attributes);
@@ -190,8 +201,10 @@ impl SpawnSettings {
         checked(unsafe { libc::posix_spawn_file_actions_init(actions) })?;
         // SAFETY: as above.
         checked(unsafe { libc::posix_spawnattr_init(attributes) })?;
-        // SAFETY: the actions have been made. A descriptor that is made a copy of itself stays open in the child.
-        checked(unsafe { libc::posix_spawn_file_actions_adddup2(actions, number, number) })?;
+        for &number in inherited {
+            // SAFETY: the actions have been made. A descriptor that is made a copy of itself stays open in the child.
+            checked(unsafe { libc::posix_spawn_file_actions_adddup2(actions, number, number) })?;
+        }
         // SAFETY: an empty set of signals is plain bytes.
         let mut signals: libc::sigset_t = unsafe { std::mem::zeroed() };
         // SAFETY: the set is there to be written.
@@ -314,8 +327,12 @@ impl Process {
         options: Options,
     ) -> Result<(Self, ExecutorInfo), Error> {
         let (ours, theirs) = socket_pair(SocketType::STREAM)?;
-        let child = program.start(theirs, &[])?;
-        Self::watch(child, Transport::from_socket(ours), &program.path.display().to_string(), handler, options)
+        let mut transport = Transport::from_socket(ours).map_err(|error| Error::Connect(Arc::new(error)))?;
+        // Without one, or if it is not wanted, the session goes on over the socket.
+        let offers_ring = options.shared_ring && program.is_own();
+        let ring = offers_ring.then(|| transport.offer_ring().ok()).flatten();
+        let child = program.start(theirs, ring, &[])?;
+        Self::watch(child, Ok(transport), &program.path.display().to_string(), handler, options)
     }
 
     /// Runs a shell command that is an executor on its standard streams, and waits until it has introduced itself.

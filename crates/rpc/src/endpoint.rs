@@ -77,14 +77,16 @@ impl Default for Options {
 ///
 /// Fails if the executor does not introduce itself in time, or not as the protocol demands.
 pub fn connect(
-    transport: Transport,
+    mut transport: Transport,
     handler: Arc<dyn Handler>,
     options: Options,
 ) -> Result<(Endpoint, ExecutorInfo), SetupError> {
     let failed = |error: io::Error| SetupError::Disconnected(Disconnected::Io(Arc::new(error)));
     // What can be done before the executor has introduced itself is done while it starts.
     let reader = ReaderThread::start().map_err(failed)?;
-    let ring = (options.shared_ring && transport.passes_descriptors()).then(|| Ring::create().ok()).flatten();
+    let inherited = transport.ring.take();
+    let can_send = options.shared_ring && inherited.is_none() && transport.passes_descriptors();
+    let ring = can_send.then(|| Ring::create().ok()).flatten();
     let link = Arc::new(Link::new(transport).map_err(failed)?);
     let mut frames = FrameReader::new(Arc::clone(&link), Instant::now().checked_add(options.setup_timeout));
     let info = match frames.next() {
@@ -97,7 +99,10 @@ pub fn connect(
     let out_of_band_results = options.out_of_band_results || info.value(VERSION_KEY).is_some();
     let session = Session::new(&link, handler, &Options { out_of_band_results, ..options });
     let offers_ring = offers_ring(&info);
-    if let Some(ring) = ring.filter(|_| offers_ring) {
+    if let Some(ring) = inherited.filter(|ring| offers_ring && ring.is_shared()) {
+        // There is none yet.
+        let _ = session.set_ring(ring);
+    } else if let Some(ring) = ring.filter(|_| offers_ring) {
         session.offer_ring(ring);
     }
     reader.run(Reader { frames, role: Role::Controller, session: Arc::clone(&session), offers_ring }, link);
@@ -111,11 +116,12 @@ pub fn connect(
 ///
 /// Fails if the controller does not take the message in time.
 pub fn accept(
-    transport: Transport,
+    mut transport: Transport,
     info: &ExecutorInfo,
     handler: Arc<dyn Handler>,
     options: Options,
 ) -> io::Result<Endpoint> {
+    let ring = transport.ring.take();
     let link = Arc::new(Link::new(transport)?);
     let payload = to_bytes(info);
     let payload_bytes = payload.len() as u64;
@@ -132,7 +138,9 @@ pub fn accept(
     let (reader, frames) = (ReaderThread::start()?, FrameReader::new(Arc::clone(&link), None));
     let (session, offers_ring) = (Session::new(&link, handler, &options), offers_ring(info));
     if offers_ring {
-        // Before there is a ring, so that its calls need not wait for the thread.
+        // There is none yet.
+        let _ = ring.map(|ring| session.set_ring(ring));
+        // Before there is a ring if it is sent, so that its calls need not wait for the thread.
         session.spawn_ring_server()?;
     }
     reader.run(Reader { frames, role: Role::Executor, session: Arc::clone(&session), offers_ring }, link);

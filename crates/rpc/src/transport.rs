@@ -11,6 +11,7 @@
 //! ignores the signal, as Rust programs do from their start; a process that does not has to see to it.
 
 use crate::count::{SystemCall, count};
+use crate::ring::Ring;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::{Errno, FdFlags, ReadWriteFlags, fcntl_getfd, fcntl_setfd, ioctl_fionread, pwritev2, read, writev};
@@ -42,6 +43,8 @@ const CURRENT_OFFSET: u64 = u64::MAX;
 pub struct Transport {
     read: Half,
     write: Half,
+    /// This end of a ring that came with the connection.
+    pub(crate) ring: Option<Ring>,
 }
 
 impl Transport {
@@ -58,7 +61,7 @@ impl Transport {
         if access_mode(&write)? == OFlags::RDONLY {
             return Err(invalid("the descriptor to write to is open for reading only"));
         }
-        Ok(Self { read: Half::new(Arc::new(read))?, write: Half::new(Arc::new(write))? })
+        Ok(Self { read: Half::new(Arc::new(read))?, write: Half::new(Arc::new(write))?, ring: None })
     }
 
     /// Returns a connection over a stream socket, Unix or TCP. It is made close-on-exec, and TCP sends at once
@@ -75,7 +78,7 @@ impl Transport {
             sockopt::set_tcp_nodelay(&socket, true)?;
         }
         let half = Half::new(Arc::new(socket))?;
-        Ok(Self { read: half.clone(), write: half })
+        Ok(Self { read: half.clone(), write: half, ring: None })
     }
 
     /// Returns whether descriptors can be passed over the connection: whether it writes to a Unix socket.
@@ -169,7 +172,7 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) fn new(transport: Transport) -> io::Result<Self> {
         let passes_descriptors = transport.passes_descriptors();
-        let Transport { read, write } = transport;
+        let Transport { read, write, .. } = transport;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let nowait = AtomicBool::new(write.kind == Kind::Pipe);
         let (closed, received) = (AtomicBool::new(false), Mutex::default());

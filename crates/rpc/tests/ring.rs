@@ -44,6 +44,29 @@ fn calls_pass_the_socket_by() {
     });
 }
 
+/// Calls go through a ring that comes with the connection, and over the socket if the executor does not take it. Other memory
+/// is no ring's.
+#[test]
+fn a_ring_comes_with_the_connection() {
+    within_deadline("calls", || {
+        for is_taken in [true, false] {
+            let (mut ours, mut theirs) = Transport::pair().unwrap();
+            let memory = ours.offer_ring().unwrap();
+            if is_taken {
+                theirs.take_ring(&memory).unwrap();
+            }
+            let (controller, _executor) = session((ours, theirs), echo(), echo(), options());
+            for round in 0..100u8 {
+                assert_eq!(controller.call(addr(1), vec![round]).wait().unwrap(), [round]);
+            }
+        }
+        let (_ours, mut theirs) = Transport::pair().unwrap();
+        let other = memfd_create("other", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&other, RING_BYTES).unwrap();
+        assert!(theirs.take_ring(&other).is_err(), "it is not sealed");
+    });
+}
+
 /// A controller that does not want a ring has none, and calls go over the socket.
 #[test]
 fn a_ring_can_be_refused() {

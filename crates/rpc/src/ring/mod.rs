@@ -21,10 +21,12 @@ use crate::Disconnected;
 use crate::endpoint::Role;
 use crate::pool::Job;
 use crate::session::Session;
+use crate::transport::Transport;
 use farlink_wire::frame::{HEADER_BYTES, Header, Opcode};
 use queue::{Corrupt, Inbound, Memory, Message, Outbound, Sent};
 use rustix::io::Errno;
 use spin::Spin;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -58,6 +60,30 @@ struct Server {
     waits: AtomicBool,
 }
 
+impl Transport {
+    /// Makes a ring for the session to come, in memory of which an executor that is started with the connection inherits the
+    /// descriptor that this gives: so it is there from the first call on. If the executor does not take it, there is no ring.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the system has no such memory.
+    pub fn offer_ring(&mut self) -> io::Result<OwnedFd> {
+        let (ring, memory) = Ring::create()?;
+        self.ring = Some(ring);
+        Ok(memory)
+    }
+
+    /// Takes the memory of a ring that came with the connection. The executor's side of [`Self::offer_ring`].
+    ///
+    /// # Errors
+    ///
+    /// Fails if it is not the memory of a ring.
+    pub fn take_ring(&mut self, memory: &OwnedFd) -> io::Result<()> {
+        self.ring = Some(Ring::open(memory)?);
+        Ok(())
+    }
+}
+
 impl Ring {
     /// Makes a ring; gives its controller's end, and the memory for the executor.
     pub(crate) fn create() -> Result<(Self, OwnedFd), Errno> {
@@ -65,16 +91,18 @@ impl Ring {
         Ok((Self::new(mapping, Role::Controller), object))
     }
 
-    /// Returns the executor's end of the ring whose memory its controller has sent.
+    /// Returns the executor's end of the ring whose memory its controller has made. The thread that serves calls comes, so the
+    /// controller need not ring for it.
     pub(crate) fn open(object: &OwnedFd) -> Result<Self, Errno> {
         let ring = Self::new(Mapping::open(object)?, Role::Executor);
+        ring.incoming().expect_reader();
         ring.outgoing().open();
         Ok(ring)
     }
 
     /// Whether the peer has the memory too. The controller cannot know that before: whatever carries the connection may have
     /// let the descriptor fall.
-    fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         self.role == Role::Executor || self.incoming().is_open()
     }
 

@@ -120,6 +120,11 @@ impl<const WORDS: usize> Memory<WORDS> {
         }
     }
 
+    /// Says that a reader comes, which looks for messages before it does anything else: nobody needs to be called.
+    pub(super) fn expect_reader(&self) {
+        self.reader.state.store(AWAKE, Ordering::Relaxed);
+    }
+
     /// Says that the writer has the memory, and so reads the other queue in it.
     pub(super) fn open(&self) {
         self.writer.is_open.store(1, Ordering::Release);

@@ -90,3 +90,20 @@ fn cursors_wrap_around() {
         assert_eq!(attendant.receive(), Ok(None));
     }
 }
+
+/// Whoever writes while a reader is expected need not call it: it finds the message when it comes. While none is, it is to be
+/// called.
+#[test]
+fn a_reader_that_is_expected_need_not_be_called() {
+    for is_expected in [true, false] {
+        let (memory, outbound, inbound) = (Memory::<WORDS>::new(), Outbound::default(), Inbound::default());
+        if is_expected {
+            memory.expect_reader();
+        }
+        let header = header(1, 3);
+        let sent = if is_expected { Sent::Done } else { Sent::NobodyReads };
+        assert_eq!(outbound.send(&memory, &header, b"abc", 0), Ok(sent));
+        let mut attendant = inbound.attend(&memory).unwrap();
+        assert_eq!(attendant.receive(), Ok(Some((header, b"abc".to_vec()))));
+    }
+}
