@@ -35,6 +35,7 @@ pub(crate) fn run(command: fn() -> ExitCode) -> ! {
         // What `farlink run` starts does not get further.
         farlink::executor::init();
         farlink::executor::ignore_broken_pipes();
+        farlink::executor::wait_for_children();
         i32::from(command().0)
     });
     // What is buffered is written.

@@ -108,6 +108,19 @@ fn closed_streams() {
     }
 }
 
+/// A command that is started by somebody who does not want to know of its children's ends knows how its own ended, the
+/// compiler first.
+#[test]
+fn ignored_children() {
+    let dir = TempDir::new().unwrap();
+    let source = dir.path().join("seven.c");
+    std::fs::write(&source, "int main(void) { return 7; }").unwrap();
+    let mut shell = Command::new("bash");
+    shell.args(["-c", r#"trap '' CHLD; exec "$0" run "$@""#, env!("CARGO_BIN_EXE_farlink")]).arg(&source);
+    let output = shell.output().unwrap();
+    assert_eq!((output.status.code(), output.stderr, output.stdout), (Some(7), vec![], vec![]));
+}
+
 /// argv[0] is the program's name, argv ends with a null pointer, and `main` runs on the process's main thread.
 #[test]
 fn main_is_called_as_natively() {

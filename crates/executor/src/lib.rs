@@ -62,4 +62,4 @@ pub use host::{EXECUTOR_ARG, can_be_started_again, init};
 pub use local::{local, local_with};
 pub use native::call_native;
 pub use server::run;
-pub use signals::{ignore_broken_pipes, restore_default_signals};
+pub use signals::{ignore_broken_pipes, restore_default_signals, wait_for_children};

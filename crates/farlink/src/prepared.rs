@@ -218,7 +218,7 @@ impl Prepared {
             self.watch.signal(self.pid, Signal::KILL);
             self.watch.wait_timeout(END_GRACE)
         });
-        ended.map(describe_status)
+        ended.map(|end| end.map_or_else(|| "has ended".to_owned(), describe_status))
     }
 
     fn failed(&self, problem: String) -> Error {

@@ -249,9 +249,12 @@ pub(crate) struct Process {
     watch: Arc<Watch>,
 }
 
+/// How a child ended. None if nobody is told, since this process ignores SIGCHLD: the system reaps its children by itself.
+pub(crate) type End = Option<ExitStatus>;
+
 /// What is known of a child's end. A thread of its own waits for that.
 pub(crate) struct Watch {
-    status: Mutex<Option<ExitStatus>>,
+    status: Mutex<Option<End>>,
     ended: Condvar,
 }
 
@@ -281,7 +284,7 @@ impl Watch {
         self.lock().is_some()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<ExitStatus>> {
+    fn lock(&self) -> MutexGuard<'_, Option<End>> {
         // Nothing that can panic runs under this lock.
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -294,16 +297,20 @@ impl Watch {
         let mut status = self.lock();
         let how = match child.wait() {
             Ok(ended) => {
-                *status = Some(ended);
+                *status = Some(Some(ended));
                 describe_status(ended)
             }
-            Err(error) => format!("cannot be waited for: {error}"),
+            Err(error) => {
+                *status = Some(None);
+                format!("has ended, and cannot be waited for: {error}; is SIGCHLD ignored?")
+            }
         };
         self.ended.notify_all();
         how
     }
 
-    pub(crate) fn wait_timeout(&self, timeout: Duration) -> Option<ExitStatus> {
+    /// Waits for the end, which may not come in time.
+    pub(crate) fn wait_timeout(&self, timeout: Duration) -> Option<End> {
         let status = self.lock();
         let waited = self.ended.wait_timeout_while(status, timeout, |status| status.is_none());
         *waited.unwrap_or_else(PoisonError::into_inner).0
@@ -393,7 +400,7 @@ impl Process {
     }
 
     /// Waits until the process has ended.
-    pub(crate) fn wait(&self) -> ExitStatus {
+    pub(crate) fn wait(&self) -> End {
         loop {
             if let Some(status) = self.watch.wait_timeout(Duration::from_secs(3600)) {
                 return status;
@@ -404,12 +411,12 @@ impl Process {
     /// Returns how the process ended, if it does within a moment: the connection's end is seen before the
     /// process's.
     pub(crate) fn ended_soon(&self) -> Option<ExitStatus> {
-        self.watch.wait_timeout(Duration::from_secs(1))
+        self.watch.wait_timeout(Duration::from_secs(1)).flatten()
     }
 
     /// Returns how the process ended, if it has.
     pub(crate) fn ended(&self) -> Option<ExitStatus> {
-        self.watch.wait_timeout(Duration::ZERO)
+        self.watch.wait_timeout(Duration::ZERO).flatten()
     }
 
     /// Sends a signal to the process.

@@ -363,12 +363,13 @@ impl Session {
         }
     }
 
-    /// Waits for the end of the executor's process, or of the first executor's, if this session started it.
+    /// Waits for the end of the executor's process, or of the first executor's, if this session started it. How it ended is
+    /// not told to a process that ignores SIGCHLD.
     #[must_use]
     pub fn wait(&self) -> Option<ExitStatus> {
         match &self.inner.connection {
-            Connection::Process(process) => Some(process.wait()),
-            Connection::Pool(pool) => pool.all().first().map(|running| running.process().wait()),
+            Connection::Process(process) => process.wait(),
+            Connection::Pool(pool) => pool.all().first()?.process().wait(),
             _ => None,
         }
     }
