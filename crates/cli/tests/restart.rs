@@ -322,20 +322,46 @@ fn hardened_and_low() {
     }
 }
 
-/// A library that is added late is opened again; if it then is elsewhere, the restart says so, and what to do about it.
+/// A library that is added late is opened again, and linked code refers to it wherever it then is: directly, through pointers
+/// in its data, and as the inline function of which a program has one.
 #[test]
 fn late_libraries() {
-    let session = spawn(Restart::Never);
-    let library = session.create_library("main");
-    add(&library, "one.o", "int one(void) { return 1; }");
-    assert_eq!(get(&number(&library, "one")), 1);
-    library.add_shared_library("libm.so.6").unwrap();
-    add(&library, "root.o", "#include <math.h>\nvolatile double nine = 9; int root(void) { return (int)sqrt(nine); }");
-    let root = number(&library, "root");
-    assert_eq!(get(&root), 3);
-    match session.restart() {
-        Ok(()) => assert_eq!(get(&root), 3),
-        Err(error) => assert!(error.to_string().contains("before the first lookup"), "{error}"),
+    for restart in [Restart::Never, Restart::OnNextCall, Restart::AtOnce] {
+        let session = spawn(restart);
+        let library = session.create_library("main");
+        // What linked code takes of the addresses is not there in the next executor: the library is elsewhere then.
+        let map = "#include <sys/mman.h>\nint map(void) { for (int i = 0; i < 20000; i++) if (mmap(0, 4096 * (1 + i % 5), PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED) return 0; return 1; }";
+        add(&library, "map.o", map);
+        assert_eq!(get(&number(&library, "map")), 1);
+        let dir = TempDir::new().unwrap();
+        let late = dir.path().join("late.so");
+        let source =
+            "int counter = 5; int next(void) { return counter++; } __attribute__((weak)) int only(void) { return 6; }";
+        let object = compile(dir.path(), "late.c", source, &["-O1", "-fPIC"]);
+        common::tool(std::process::Command::new("cc").arg("-shared").arg("-o").arg(&late).arg(object));
+        library.add_shared_library(late.to_str().unwrap()).unwrap();
+        let user = r#"extern int counter; int next(void);
+            int (*pointer)(void) = next; static int *place = &counter;
+            __attribute__((weak)) int only(void) { return 6; }
+            long place_of_next(void) { return (long)next; }
+            int call(void) { return next() * 10000 + pointer() * 1000 + *place * 100 + counter * 10 + only(); }"#;
+        add(&library, "user.o", user);
+        let call = number(&library, "call");
+        assert_eq!(get(&call), 5 * 10000 + 6 * 1000 + 7 * 100 + 70 + 6);
+        let place = library.function::<fn() -> i64>("place_of_next").unwrap();
+        // SAFETY: it is declared so.
+        let (mut addr, mut moved) = (unsafe { place.call(()) }.unwrap(), 0);
+        for _ in 0..3 {
+            let before = library.lookup("call").unwrap();
+            session.restart().unwrap();
+            // SAFETY: it is declared so.
+            let now = unsafe { place.call(()) }.unwrap();
+            moved += i32::from(now != addr);
+            addr = now;
+            assert_eq!(get(&call), 5 * 10000 + 6 * 1000 + 7 * 100 + 70 + 6);
+            assert_eq!(library.lookup("call").unwrap(), before);
+        }
+        assert!(moved > 0, "the library did not move");
     }
 }
 

@@ -246,10 +246,11 @@ fn publish(state: &mut State, session: &SessionInner, claim: Claim, memory: Batc
         let code = if can_stop { KnownCode::of(&graph, is_mapped) } else { KnownCode::Nothing };
         slot.state = ObjectState::Linked(LinkedObject { memory, code });
         let shown = all_shown.next().flatten();
-        if session.keeps_graphs || shown.is_some() || !sets.is_empty() {
+        let keeps_graph = session.keeps_graphs || session.may_relink();
+        if keeps_graph || shown.is_some() || !sets.is_empty() {
             let more = slot.more();
             (more.sets, more.shown) = (sets.clone(), shown);
-            more.graph = session.keeps_graphs.then_some(graph);
+            more.graph = keeps_graph.then_some(graph);
         }
     }
 }

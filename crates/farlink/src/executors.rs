@@ -61,7 +61,10 @@ impl SessionBuilder {
         let limit = self.low_memory.then_some(LOW_LIMIT);
         let limited = executor.limited(self.protocol_timeout);
         let mapper = SharedMemoryMapper::replicated(&limited, self.hardening().is_wanted, limit)?;
-        self.with_mapper(executor, Arc::new(mapper), Connection::Pool(pool), callbacks, Trace::default())
+        let connection = Connection::Pool(Arc::clone(&pool));
+        let session = self.with_mapper(executor, Arc::new(mapper), connection, callbacks, Trace::default())?;
+        pool.belongs_to(session.weak());
+        Ok(session)
     }
 }
 

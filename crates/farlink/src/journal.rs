@@ -5,6 +5,7 @@
 
 use crate::Error;
 use crate::pool::cannot;
+use crate::relink::Moved;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_rpc::Executor;
 use farlink_wire::functions::{
@@ -17,6 +18,7 @@ use farlink_wire::setup::ExecutorInfo;
 use farlink_wire::sps::{Blob, Decode, SpsError, from_bytes};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What every executor of a pool is told when one is.
@@ -51,6 +53,9 @@ impl Told {
     }
 }
 
+/// What names mean in lists of libraries.
+type Resolved = BTreeMap<(Vec<ExecutorAddr>, String), Option<ExecutorAddr>>;
+
 /// A reservation: the memory behind it, its length and its stripes.
 struct Reservation {
     object: OwnedFd,
@@ -71,10 +76,10 @@ struct State {
     descriptors: HashMap<u64, OwnedFd>,
     /// Shared libraries, in the order in which they were opened: the arguments of the call and the handle.
     opened: Vec<(ExecutorAddr, Vec<u8>, ExecutorAddr)>,
-    /// Whether one of them was opened after linking had begun: not in the process that executors are forked from.
-    has_late: bool,
-    /// Names that executors were asked for since: in which libraries, and what came back.
-    resolved: BTreeMap<(Vec<ExecutorAddr>, String), Option<ExecutorAddr>>,
+    /// Names that executors were asked for since a library was opened late: in which libraries, and what came back.
+    resolved: Resolved,
+    /// Whether linked code could not be made to refer to what names mean.
+    is_broken: bool,
     settings: Vec<(ExecutorAddr, Vec<u8>)>,
     lock: Option<Vec<u8>>,
     reservations: BTreeMap<ExecutorAddr, Reservation>,
@@ -96,6 +101,8 @@ pub(crate) struct Journal {
     resolve: Option<ExecutorAddr>,
     /// What stands for the session in executors.
     instance: ExecutorAddr,
+    /// Whether a library was opened after linking had begun: not in the process that executors are forked from.
+    has_late: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -120,7 +127,7 @@ impl Journal {
         let kinds = kinds.into_iter().filter_map(|(addr, told)| Some((addr?, told))).collect();
         let (close_tls, resolve) = (TLS_CLOSE.find(info), RESOLVE.find(info));
         let instance = info.symbol(SHARED_INSTANCE).unwrap_or(ExecutorAddr::NULL);
-        Self { kinds, close_tls, resolve, instance, state: Mutex::default() }
+        Self { kinds, close_tls, resolve, instance, has_late: AtomicBool::new(false), state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -138,6 +145,11 @@ impl Journal {
         self.lock().has_begun()
     }
 
+    /// Returns whether a library was opened after that.
+    pub(crate) fn has_late_libraries(&self) -> bool {
+        self.has_late.load(Ordering::Relaxed)
+    }
+
     /// Keeps a descriptor that a call is to name by `tag`.
     pub(crate) fn keep(&self, tag: u64, descriptor: OwnedFd) {
         self.lock().descriptors.insert(tag, descriptor);
@@ -145,7 +157,7 @@ impl Journal {
 
     /// Returns whether [`Self::note`] is to be told of a call of `function`, which is for one executor.
     pub(crate) fn notes(&self, function: ExecutorAddr) -> bool {
-        self.resolve == Some(function) && self.lock().has_late
+        self.resolve == Some(function) && self.has_late_libraries()
     }
 
     /// Takes note of what names mean.
@@ -192,7 +204,7 @@ impl State {
         match told {
             Told::Open => {
                 if let Some(handle) = result(answer) {
-                    self.has_late |= self.has_begun();
+                    journal.has_late.fetch_or(self.has_begun(), Ordering::Relaxed);
                     self.opened.push((function, args.to_vec(), handle));
                 }
             }
@@ -315,9 +327,14 @@ impl Journal {
         executor: &Executor,
         send: &dyn Fn(u64, &OwnedFd) -> Result<(), Error>,
         tag: &mut dyn FnMut() -> u64,
+        relink: &dyn Fn(&Moved) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let state = self.lock();
-        state.open_libraries(executor)?;
+        let mut state = self.lock();
+        if state.is_broken {
+            return Err(cannot("what was linked could not be put right before"));
+        }
+        let resolved = state.open_libraries(executor)?;
+        state.check_moved(resolved, relink)?;
         // All are on their way before the first answer is waited for.
         let map = executor.bind(SHARED_MAP_AT)?;
         let mut mapped = Vec::new();
@@ -349,28 +366,44 @@ impl Journal {
 }
 
 impl State {
-    /// Opens the shared libraries; fails if they have other handles or what was asked of them is elsewhere.
-    fn open_libraries(&self, executor: &Executor) -> Result<(), Error> {
+    /// Opens the shared libraries, which fails if they have other handles; gives what names mean now.
+    fn open_libraries(&self, executor: &Executor) -> Result<Resolved, Error> {
         for (function, args, handle) in &self.opened {
             let open = executor.callee::<(), Expected<ExecutorAddr>>("open a library", *function);
             if open.call_encoded(args.clone()).wait()? != Ok(*handle) {
                 return Err(cannot("a shared library cannot be opened again as it was".to_owned()));
             }
         }
-        let mut by_libraries: BTreeMap<&[ExecutorAddr], Vec<(&String, Option<ExecutorAddr>)>> = BTreeMap::new();
-        for ((libraries, name), addr) in &self.resolved {
-            by_libraries.entry(libraries).or_default().push((name, *addr));
+        let mut by_libraries: BTreeMap<&[ExecutorAddr], Vec<&String>> = BTreeMap::new();
+        for (libraries, name) in self.resolved.keys() {
+            by_libraries.entry(libraries).or_default().push(name);
         }
+        let mut resolved = Resolved::new();
         for (libraries, names) in by_libraries {
-            let asked = (libraries.to_vec(), names.iter().map(|(name, _)| (*name).clone()).collect());
+            let asked = (libraries.to_vec(), names.iter().map(|name| (*name).clone()).collect());
             let found = executor.bind(RESOLVE)?.call(&asked).wait()?.map_err(cannot)?;
-            let moved = names.iter().zip(found).find(|((_, before), now)| before != now);
-            if let Some(((name, _), _)) = moved {
-                return Err(cannot(format!(
-                    "{name} is at another address in a new executor: add shared libraries before the first lookup"
-                )));
+            let keys = names.into_iter().map(|name| (libraries.to_vec(), name.clone()));
+            resolved.extend(keys.zip(found));
+        }
+        Ok(resolved)
+    }
+
+    /// Has linked code refer to what names mean now.
+    fn check_moved(&mut self, resolved: Resolved, relink: &dyn Fn(&Moved) -> Result<(), Error>) -> Result<(), Error> {
+        let mut moved = Moved::new();
+        for (key, old) in &self.resolved {
+            let new = resolved.get(key).copied().flatten();
+            match (*old, new) {
+                (Some(old), Some(new)) if old != new => drop(moved.insert((key.1.clone(), old), new)),
+                (Some(_), None) => return Err(cannot(format!("{} is in no library of a new executor", key.1))),
+                _ => {}
             }
         }
+        if !moved.is_empty() {
+            // Some of it may have been done: then no address is known to be right.
+            relink(&moved).inspect_err(|_| self.is_broken = true)?;
+        }
+        self.resolved = resolved;
         Ok(())
     }
 

@@ -74,6 +74,7 @@ mod prepared;
 mod private_code;
 mod process;
 mod redirect;
+mod relink;
 mod resolve;
 mod resolved;
 mod runtime;

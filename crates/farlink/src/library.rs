@@ -355,6 +355,7 @@ impl Library {
     fn link(&self, batch: Batch<'_>) -> Result<Vec<ExecutorAddr>, Error> {
         let session = &self.inner.session;
         self.inner.session.lock_executor()?;
+        let _held = session.pool().map(|pool| pool.hold()).transpose().map_err(|error| session.explain(error))?;
         let linked = session.check_connected().and_then(|()| batch::link(&self.inner, batch));
         linked.map_err(|error| session.explain(error))
     }

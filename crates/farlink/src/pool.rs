@@ -7,10 +7,12 @@
 
 use crate::callback::Callbacks;
 use crate::death::{Death, Reporter};
-use crate::gate::Gate;
+use crate::gate::{Gate, Passage};
 use crate::journal::{Journal, Told};
 use crate::prepared::Prepared;
 use crate::process::Process;
+use crate::relink::Moved;
+use crate::session::SessionInner;
 use crate::{Error, SessionBuilder};
 use farlink_addr::ExecutorAddr;
 use farlink_rpc::{CallError, Caller, Disconnected, Executor, Options, Pending};
@@ -118,6 +120,7 @@ pub(crate) struct Pool {
     has_ended: AtomicBool,
     /// The executor that ended last.
     last_end: Mutex<Option<Arc<Running>>>,
+    session: OnceLock<Weak<SessionInner>>,
     this: Weak<Pool>,
 }
 
@@ -155,6 +158,7 @@ impl Pool {
             tag: AtomicU64::new(FIRST_TAG),
             has_ended: AtomicBool::new(false),
             last_end: Mutex::default(),
+            session: OnceLock::new(),
             this: this.clone(),
         });
         for (index, process) in started.into_iter().enumerate() {
@@ -170,6 +174,41 @@ impl Pool {
 
     pub(crate) fn size(&self) -> usize {
         self.members.len()
+    }
+
+    /// Takes note of the session that the executors are for.
+    pub(crate) fn belongs_to(&self, session: Weak<SessionInner>) {
+        // Set once, by who made it.
+        let _ = self.session.set(session);
+    }
+
+    /// Returns whether a library was opened after linking had begun.
+    pub(crate) fn has_late_libraries(&self) -> bool {
+        self.journal.has_late_libraries()
+    }
+
+    /// Keeps another executor from taking a place for as long as something is being linked whose addresses of shared libraries
+    /// that could change.
+    pub(crate) fn hold(&self) -> Result<Option<Passage<'_>>, Error> {
+        if !self.has_late_libraries() {
+            return Ok(None);
+        }
+        self.revive_all()?;
+        self.enter().map(Some)
+    }
+
+    fn enter(&self) -> Result<Passage<'_>, Error> {
+        let timeout = self.timeout;
+        let late = || CallError::TimedOut { function: "the start of another executor", timeout };
+        Ok(self.gate.enter(timeout).ok_or_else(late)?)
+    }
+
+    /// Starts others in the places of all that have ended, if that is to be done when something is asked of them.
+    fn revive_all(&self) -> Result<(), Error> {
+        if self.restart != Restart::OnNextCall {
+            return Ok(());
+        }
+        (0..self.size()).try_for_each(|index| self.revived(index).map(drop))
     }
 
     /// Returns the executors that run, or have ended without another in their place.
@@ -222,7 +261,11 @@ impl Pool {
         let executor = executor.limited(self.timeout);
         let reporter = Reporter::new(&executor);
         let send = |tag, object: &std::os::fd::OwnedFd| Ok(endpoint.send_descriptor_as(tag, object.as_fd())?);
-        self.journal.replay(&executor, &send, &mut || self.next_tag())?;
+        let relink = |moved: &Moved| {
+            let session = self.session.get().and_then(Weak::upgrade);
+            session.ok_or_else(|| self.reason().into()).and_then(|session| session.relink(moved))
+        };
+        self.journal.replay(&executor, &send, &mut || self.next_tag(), &relink)?;
         reporter.iter().for_each(Reporter::wait_ready);
         let (calls, death) = (AtomicUsize::new(0), OnceLock::new());
         let running = Arc::new(Running { process, caller, reporter, calls, death });
@@ -381,12 +424,12 @@ impl Pool {
         if told == Told::Open {
             self.before_opening(args)?;
         }
-        if self.restart == Restart::OnNextCall && !told.takes_back() {
-            (0..self.size()).try_for_each(|index| self.revived(index).map(drop))?;
+        // Who links holds the gate while addresses could change: then this has been done.
+        if !told.takes_back() && !self.has_late_libraries() {
+            self.revive_all()?;
         }
+        let _inside = self.enter()?;
         let timeout = self.timeout;
-        let late = || CallError::TimedOut { function: "the start of another executor", timeout };
-        let _inside = self.gate.enter(timeout).ok_or_else(late)?;
         // What is told in order is told to all before anything else of that kind.
         let _order = told.is_ordered().then(|| self.order.lock().unwrap_or_else(PoisonError::into_inner));
         let live = self.live();

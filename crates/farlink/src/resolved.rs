@@ -25,6 +25,11 @@ impl Resolved {
         self.addresses.get(name).copied().filter(|found| found.is_some() || is_weak)
     }
 
+    /// Forgets everything: another executor may have other addresses.
+    pub(crate) fn forget(&mut self) {
+        self.addresses.clear();
+    }
+
     /// Keeps what the executor has said when the session had opened `opened` libraries.
     pub(crate) fn insert(&mut self, name: &str, found: Option<ExecutorAddr>, opened: u64) {
         if self.opened == opened {

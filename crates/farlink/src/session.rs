@@ -23,7 +23,7 @@ use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// How linked code reaches the executor.
@@ -288,6 +288,10 @@ impl Session {
 
     pub(crate) fn from_inner(inner: Arc<SessionInner>) -> Self {
         Self { inner }
+    }
+
+    pub(crate) fn weak(&self) -> Weak<SessionInner> {
+        Arc::downgrade(&self.inner)
     }
 
     pub(crate) fn inner(&self) -> &SessionInner {

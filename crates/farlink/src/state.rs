@@ -88,6 +88,16 @@ impl ObjectSlot {
         self.more.iter().flat_map(|more| more.users.iter().copied())
     }
 
+    /// Returns the graph with its addresses, where the session keeps it.
+    pub(crate) fn graph(&self) -> Option<&LinkGraph> {
+        self.more.as_ref()?.graph.as_deref()
+    }
+
+    /// As [`Self::graph`], to be changed.
+    pub(crate) fn graph_mut(&mut self) -> Option<&mut LinkGraph> {
+        self.more.as_mut()?.graph.as_deref_mut()
+    }
+
     /// Takes the graph with its addresses, where the session keeps it.
     pub(crate) fn take_graph(&mut self) -> Option<LinkGraph> {
         self.more.as_mut()?.graph.take().map(|graph| *graph)

@@ -145,6 +145,15 @@ impl SymbolTable {
         }
     }
 
+    /// Has a definition of `name` by no object, which was at `old`, be at `new`.
+    pub(crate) fn move_absolute(&mut self, name: &str, old: ExecutorAddr, new: ExecutorAddr) {
+        let Some(name) = self.definitions.find(name) else { return };
+        let is_moved = |of: &&mut Definition| of.object.is_none() && of.value().and_then(Value::address) == Some(old);
+        for definition in self.definitions.values_mut(name).iter_mut().filter(is_moved) {
+            *definition = Definition::absolute(new);
+        }
+    }
+
     /// Forgets the definition of `name` by a symbol of `object`.
     pub(crate) fn remove(&mut self, name: NameId, object: ObjectId, symbol: SymbolId) {
         self.definitions.remove(name, |definition| (definition.object, definition.symbol) == (Some(object), symbol));

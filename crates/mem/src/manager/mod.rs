@@ -95,6 +95,25 @@ impl MemoryManager {
         Self { inner: Arc::new(inner) }
     }
 
+    /// Returns the segments of an allocation to be written again, with as many bytes of content each: where executors come and
+    /// go, and none runs it now.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the allocation has other segments, or is not of this manager's.
+    pub fn rewrite(&self, alloc: &FinalizedAlloc, content_bytes: &[u64]) -> Result<Vec<AllocatedSegment>, Error> {
+        let segments = alloc.parts();
+        if segments.len() != content_bytes.len() {
+            return Err(Error::NoSegments);
+        }
+        let segment = |(&(group, range), &content_bytes): (&(AllocGroup, ExecutorAddrRange), &u64)| {
+            let content = ExecutorAddrRange::from_len(range.start(), content_bytes.min(range.len()));
+            let working = self.inner.mapper.prepare(content.expect("it is a part of the range"))?;
+            Ok(AllocatedSegment { group, range, content_bytes, working })
+        };
+        segments.iter().zip(content_bytes).map(segment).collect()
+    }
+
     /// Returns the executor's page size.
     #[must_use]
     pub fn page_size(&self) -> PageSize {
