@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
 
 use divan::Bencher;
+use divan::counter::BytesCount;
 use farlink::addr::{Align, AllocGroup, MemProt};
 use farlink::mem::{
     FinalizedAlloc, InProcessMapper, MemoryManager, MemoryMapper, RemoteMapper, SegmentLayout, SharedMemoryMapper,
@@ -163,6 +164,26 @@ fn pages_in_process(bencher: Bencher<'_, '_>, live: usize) {
 #[divan::bench(args = [100, 10_000, 1_000_000], sample_count = 200, sample_size = 100)]
 fn pages_shared(bencher: Bencher<'_, '_>, live: usize) {
     pages(bencher, Kind::Shared, live);
+}
+
+/// Allocates, writes, finalizes and ends 1 MiB of data, as a program does that replaces large data.
+#[divan::bench(args = [Kind::InProcess, Kind::Shared, Kind::Posix], sample_count = 200, sample_size = 10)]
+fn large_data(bencher: Bencher<'_, '_>, kind: Kind) {
+    let subject = Subject::new(kind);
+    let (content, kept) = (vec![0x90; 1 << 20], subject.place(&[0x90; 64]));
+    let layout = SegmentLayout {
+        group: AllocGroup::standard(MemProt::RW),
+        content_bytes: content.len() as u64,
+        zero_fill_bytes: 0,
+        align: Align::new(16).unwrap(),
+    };
+    bencher.counter(BytesCount::new(content.len())).bench_local(|| {
+        let alloc = subject.manager.allocate(vec![layout]).wait().unwrap();
+        alloc.segments()[0].working.write(0, &content).unwrap();
+        let alloc = subject.manager.finalize(vec![(alloc, Vec::new())]).wait().unwrap().remove(0);
+        subject.end(alloc);
+    });
+    subject.end(kept);
 }
 
 /// The other ways, which call the executor for each allocation.

@@ -92,6 +92,10 @@ impl MemoryMapper for PrivateCode {
         self.buffers.recycle(segments);
     }
 
+    fn discard(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
+        self.buffers.discard(segments);
+    }
+
     fn finalize(&self, allocations: Vec<FinalizeRequest>) -> Pending<Result<Vec<ExecutorAddr>, Error>> {
         self.code.finalize(allocations)
     }

@@ -511,6 +511,35 @@ fn allocations_of_another_manager() {
     assert_eq!((live(&first).0, live(&second).0), (2, 1));
 }
 
+/// Large data is zero when it is allocated again, whether its pages were kept or given back; of much that has become free only
+/// a little keeps its pages.
+#[test]
+fn large_data_comes_back_as_zeros() {
+    const MIB: u64 = 1 << 20;
+    let manager = MemoryManager::new(Arc::new(InProcessMapper::new()), 1 << 30);
+    let committed = || manager.usage().wait().unwrap().committed_bytes;
+    let place = |bytes: u64| {
+        let alloc = manager.allocate(rw(bytes)).wait().unwrap();
+        let (working, mut found) = (&alloc.segments()[0].working, vec![1; bytes as usize]);
+        working.read(0, &mut found).unwrap();
+        assert!(found.iter().all(|&byte| byte == 0), "{bytes}");
+        working.write(0, &vec![0x55; bytes as usize]).unwrap();
+        manager.finalize(vec![(alloc, Vec::new())]).wait().unwrap()
+    };
+    let kept = place(64);
+    let before = committed();
+    for bytes in [100 << 10, MIB, 3 * MIB + 100, 5 * MIB] {
+        for _ in 0..2 {
+            manager.deallocate(place(bytes)).wait().unwrap();
+        }
+    }
+    let many: Vec<_> = (0..64).flat_map(|_| place(MIB)).collect();
+    assert!(committed() >= before + 64 * MIB);
+    many.into_iter().for_each(|alloc| manager.deallocate(vec![alloc]).wait().unwrap());
+    assert!(committed() <= before + 16 * MIB, "{} bytes", committed() - before);
+    manager.deallocate(kept).wait().unwrap();
+}
+
 /// A dropped manager releases its reservations, once no allocation is in flight.
 #[test]
 fn dropping_releases() {

@@ -60,7 +60,7 @@ impl Inner {
             let take = |reservation: &mut Reservation| reservation.take_to_sweep(area, start);
             let Some(range) = self.lock().reservations.get_mut(&base).and_then(take) else { continue };
             // Also of code: where this is done, there is none.
-            self.mapper.recycle(&[(AllocGroup::standard(prot.difference(MemProt::EXEC)), range)]);
+            self.mapper.discard(&[(AllocGroup::standard(prot.difference(MemProt::EXEC)), range)]);
             if let Some(reservation) = self.lock().reservations.get_mut(&base) {
                 reservation.give_swept(range);
             }
@@ -70,7 +70,7 @@ impl Inner {
     /// Ends a buffer. What is in it is dropped, and its reservation if nothing else is in it.
     pub(super) fn free_buffer(&self, place: &Place) {
         let segments: Vec<_> = place.ranges.iter().map(|&range| (AllocGroup::standard(MemProt::RW), range)).collect();
-        self.mapper.recycle(&segments);
+        self.mapper.discard(&segments);
         let is_empty = {
             let mut state = self.lock();
             let Some(reservation) = state.buffers.get_mut(&place.reservation) else { return };

@@ -43,7 +43,7 @@ pub(super) struct Area {
     pub(super) prot: Option<MemProt>,
     pub(super) range: ExecutorAddrRange,
     pub(super) free: FreeList,
-    /// Bytes that became free and still have physical memory, as far as that is known.
+    /// Bytes that became free and were not taken again: as many may still have physical memory.
     stale_bytes: u64,
 }
 
@@ -78,11 +78,14 @@ impl Reservation {
         }
         let mut ranges = Ranges::new();
         for (layout, _) in &request.segments {
-            let area = self.areas.iter_mut().find(|area| area.prot == Some(layout.group.prot));
+            let mut area = self.areas.iter_mut().find(|area| area.prot == Some(layout.group.prot));
             let (bytes, align) = (packed_bytes(layout), layout.align.max(granule(layout.group.prot)));
             let is_usable = |range| !is_code(layout) || !has_bad_address(range);
-            match area.and_then(|area| take_usable(&mut area.free, bytes, align, is_usable)) {
-                Some(range) => ranges.push(range),
+            match area.as_mut().and_then(|area| take_usable(&mut area.free, bytes, align, is_usable)) {
+                Some(range) => {
+                    area.into_iter().for_each(|area| area.stale_bytes = area.stale_bytes.saturating_sub(bytes));
+                    ranges.push(range);
+                }
                 None => {
                     self.give_ranges(&ranges);
                     return None;

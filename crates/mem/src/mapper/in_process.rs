@@ -1,6 +1,6 @@
 //! Memory of this process: the controller is the executor.
 
-use super::views::{Told, View, Views, buffers, divide, divide_for};
+use super::views::{DISCARDED_BYTES, SWEPT_BYTES, Told, View, Views, buffers, divide, divide_for};
 use super::{FinalizeRequest, MapperUsage, MemoryMapper, StripeBytes, StripeRange};
 use crate::{Allocation, Error, MemoryService, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, PageSize};
@@ -114,7 +114,11 @@ impl MemoryMapper for InProcessMapper {
     }
 
     fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
-        self.views.recycle(segments);
+        self.views.recycle(segments, DISCARDED_BYTES);
+    }
+
+    fn discard(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
+        self.views.recycle(segments, SWEPT_BYTES);
     }
 
     fn finalize(&self, allocations: Vec<FinalizeRequest>) -> Pending<Result<Vec<ExecutorAddr>, Error>> {

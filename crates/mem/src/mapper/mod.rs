@@ -107,6 +107,11 @@ pub trait MemoryMapper: Send + Sync {
         let _ = segments;
     }
 
+    /// As [`Self::recycle`], and gives the physical memory of whole pages of data back to the system, if it can.
+    fn discard(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
+        self.recycle(segments);
+    }
+
     /// Makes allocations what they are to be, all or none: content in place, protections applied, finalize actions
     /// run. Gives the key of each, its lowest address. On failure the ranges are as they were reserved.
     fn finalize(&self, allocations: Vec<FinalizeRequest>) -> Pending<Result<Vec<ExecutorAddr>, Error>>;

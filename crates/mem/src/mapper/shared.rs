@@ -6,7 +6,7 @@
 mod reserving;
 
 use super::key_pages::KeyPages;
-use super::views::{Told, Undo, Views, buffers, divide, divide_for};
+use super::views::{DISCARDED_BYTES, SWEPT_BYTES, Told, Undo, Views, buffers, divide, divide_for};
 use super::{
     FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, StripeBytes, StripeRange, check_keys, executor_usage,
     refused,
@@ -314,7 +314,11 @@ impl MemoryMapper for SharedMemoryMapper {
     }
 
     fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
-        self.inner.views.recycle(segments);
+        self.inner.views.recycle(segments, DISCARDED_BYTES);
+    }
+
+    fn discard(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
+        self.inner.views.recycle(segments, SWEPT_BYTES);
     }
 
     fn usage(&self) -> Pending<Result<MapperUsage, Error>> {

@@ -17,7 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const MIN_STRIPE_PAGES: u64 = 16;
 
 /// Bytes of whole pages in a range that are worth a system call to give back.
-const DISCARD_BYTES: u64 = 64 << 10;
+pub(super) const SWEPT_BYTES: u64 = 64 << 10;
+
+/// Bytes of whole pages that are given back at once. To write zeros to less, and have the pages again, takes a fifth of what
+/// new pages take; what is not used again is swept up.
+pub(super) const DISCARDED_BYTES: u64 = 4 << 20;
 
 /// Bytes of working memory that are worth a system call to have all their pages at once: it takes a fifth off what the
 /// faults cost.
@@ -124,14 +128,14 @@ impl View {
         WorkingMemory::in_mapping(self.mapping_at(offset), offset, len)
     }
 
-    /// Makes a part of it ready for another allocation.
-    fn recycle(&self, offset: u64, bytes: u64, group: AllocGroup, page_size: PageSize) {
+    /// Makes a part of it ready for another allocation: `discarded` bytes of whole pages or more are given back.
+    fn recycle(&self, offset: u64, bytes: u64, group: AllocGroup, page_size: PageSize, discarded: u64) {
         let (start, end) = (offset, offset + bytes);
         let is_code = group.prot.contains(MemProt::EXEC) && !self.stripes.is_empty();
         // Large ranges of data give their whole pages back to the system, and only the edges are written. Code is filled
         // in any case: a page of zeros would not trap.
         let pages = page_size.round_up(start).zip(Some(page_size.align().align_down(end)));
-        let pages = pages.filter(|(first, last)| !is_code && last.saturating_sub(*first) >= DISCARD_BYTES);
+        let pages = pages.filter(|(first, last)| !is_code && last.saturating_sub(*first) >= discarded);
         let is_discarded = |&(first, last): &(u64, u64)| {
             let mapping = self.mapping_at(first);
             let range = mapping.range().start().checked_add(first);
@@ -268,7 +272,8 @@ impl Views {
         view.stripes.iter().filter_map(addresses).collect()
     }
 
-    pub(super) fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)]) {
+    /// Makes segments ready for other allocations: `discarded` bytes of whole pages of data or more are given back.
+    pub(super) fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)], discarded: u64) {
         // Those of an allocation are in one reservation.
         let mut last: Option<(ExecutorAddrRange, Arc<View>)> = None;
         for &(group, range) in segments {
@@ -279,7 +284,7 @@ impl Views {
             });
             if let Some((around, view)) = &found {
                 let offset = range.start().as_u64() - around.start().as_u64();
-                view.recycle(offset, range.len(), group, self.page_size);
+                view.recycle(offset, range.len(), group, self.page_size, discarded);
             }
             last = found;
         }
@@ -349,7 +354,7 @@ impl Views {
 
     /// Makes stripes as they were before an allocation that could not be finalized.
     pub(super) fn undo(&self, undo: &Undo) {
-        self.recycle(&undo.segments);
+        self.recycle(&undo.segments, DISCARDED_BYTES);
         let reservations = self.lock();
         for &key in &undo.striped {
             live_at(&reservations, key, Live::remove);
