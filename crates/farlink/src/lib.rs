@@ -66,6 +66,7 @@ mod lazy;
 mod library;
 mod names;
 mod observe;
+mod parallel;
 mod perf;
 mod place;
 mod pointer;

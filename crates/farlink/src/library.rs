@@ -4,6 +4,7 @@
 //! lookup needs it; then everything that the lookup needs is linked as one batch (see [`crate::batch`]).
 
 use crate::batch::{self, Batch};
+use crate::parallel;
 use crate::session::{Session, SessionInner};
 use crate::state::{LibraryArchive, LinkedObject, ObjectSlot, ObjectState, State};
 use crate::table::{Definition, Strength};
@@ -209,14 +210,25 @@ impl Library {
     /// Fails if the bytes are not an archive, or as [`Self::add_object`] does for one of its members; then those before it
     /// are declared.
     pub fn add_whole_archive(&self, name: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
-        let archive = Archive::parse(name, bytes.into())?;
-        for member in archive.members() {
-            let (member_name, bytes) = archive.member(member)?;
-            if farlink_elf::identify(&bytes) == InputKind::Relocatable {
-                self.add_object(&member_name, bytes)?;
+        let (start, bytes) = (Instant::now(), bytes.into());
+        let threads = parallel::threads_for(bytes.len() as u64);
+        let archive = Archive::parse(name, bytes)?;
+        let members: Vec<_> = archive.members().collect();
+        let parse = |number: usize| {
+            let (trace, traced) = (&self.inner.session.trace, self.inner.session.trace.now());
+            let (name, bytes) = archive.member(members[number])?;
+            if farlink_elf::identify(&bytes) != InputKind::Relocatable {
+                return Ok(None);
             }
-        }
-        Ok(())
+            let graph = farlink_elf::parse_object(&name, bytes)?;
+            trace.object("parse", &name, traced);
+            Ok(Some(graph))
+        };
+        let (graphs, error) = parallel::map(members.len(), threads, parse);
+        let mut state = self.inner.lock();
+        graphs.into_iter().flatten().try_for_each(|graph| state.declare(graph).map(drop))?;
+        state.times.parse += start.elapsed();
+        error.map_or(Ok(()), Err)
     }
 
     /// Opens a shared library in the executor and makes its symbols known to this library.

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::claim::{Claim, Of};
+use crate::parallel;
 use crate::session::SessionInner;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt};
 use farlink_graph::{Bound, Layout, LinkGraph, Together};
@@ -14,6 +15,9 @@ pub(crate) struct Places {
     /// The sets of sections, and their memory if they have any.
     pub(crate) sets: Vec<(Together, Option<InFlightAlloc>)>,
 }
+
+/// Bytes of an object's content that a thread fixes up at a time, where there are several.
+const PART_BYTES: u64 = 256 << 10;
 
 /// Gives every object of the batch its memory and its addresses.
 pub(crate) fn place(session: &SessionInner, claim: &mut Claim) -> Result<Places, Error> {
@@ -111,19 +115,44 @@ impl Places {
 
     /// Copies content into memory and applies fixups.
     pub(crate) fn fix_up(&self, session: &SessionInner, claim: &Claim) -> Result<(), Error> {
-        for (position, claimed) in claim.objects.iter().enumerate() {
-            let traced = session.trace.now();
-            let (layout, allocation) = &self.objects[position];
-            if let Some(allocation) = allocation {
-                farlink_graph::fix_up(&claimed.graph, layout, allocation.segments())?;
-            }
-            for (set, allocation) in &self.sets {
-                if let Some(segment) = segments_of(allocation).next() {
-                    set.fix_up(position, &claimed.graph, &segment.working)?;
-                }
-            }
-            session.trace.object("fix up", claimed.graph.name(), traced);
+        let content = self.all().map(|segment| segment.content_bytes).sum();
+        let threads = parallel::threads_for(content);
+        if threads == 1 {
+            return (0..claim.objects.len())
+                .try_for_each(|position| self.fix_up_part(session, claim, (position, 0, 1)));
         }
+        // Large objects are done in parts, so that every thread has something to do up to the end.
+        let parts = claim.objects.iter().zip(&self.objects).enumerate().flat_map(|(position, (_, (_, allocation)))| {
+            let bytes: u64 = segments_of(allocation).map(|segment| segment.content_bytes).sum();
+            let count = (bytes / PART_BYTES + 1) as usize;
+            (0..count).map(move |part| (position, part, count))
+        });
+        let parts: Vec<_> = parts.collect();
+        let work = |number: usize| self.fix_up_part(session, claim, parts[number]);
+        parallel::map(parts.len(), threads, work).1.map_or(Ok(()), Err)
+    }
+
+    /// As [`Self::fix_up`], for one of so many parts of the object at a position.
+    fn fix_up_part(
+        &self,
+        session: &SessionInner,
+        claim: &Claim,
+        (position, part, count): (usize, usize, usize),
+    ) -> Result<(), Error> {
+        let (traced, graph) = (session.trace.now(), &claim.objects[position].graph);
+        let (layout, allocation) = &self.objects[position];
+        if let Some(allocation) = allocation {
+            farlink_graph::fix_up_part(graph, layout, allocation.segments(), part, count)?;
+        }
+        if part > 0 {
+            return Ok(());
+        }
+        for (set, allocation) in &self.sets {
+            if let Some(segment) = segments_of(allocation).next() {
+                set.fix_up(position, graph, &segment.working)?;
+            }
+        }
+        session.trace.object("fix up", graph.name(), traced);
         Ok(())
     }
 }

@@ -33,10 +33,31 @@ const NARROW_HINT: &str = "the object wants its target at an address that small"
 ///
 /// Panics if `segments` are not what was allocated for `layout`.
 pub fn fix_up(graph: &LinkGraph, layout: &Layout, segments: &[AllocatedSegment]) -> Result<(), LinkError> {
+    fix_up_part(graph, layout, segments, 0, 1)
+}
+
+/// As [`fix_up`], for one of `parts` parts of the blocks, which may be done beside each other.
+///
+/// # Errors
+///
+/// As [`fix_up`].
+///
+/// # Panics
+///
+/// As [`fix_up`], and unless `part` is less than `parts`.
+pub fn fix_up_part(
+    graph: &LinkGraph,
+    layout: &Layout,
+    segments: &[AllocatedSegment],
+    part: usize,
+    parts: usize,
+) -> Result<(), LinkError> {
     assert_eq!(layout.segments.len(), segments.len(), "memory was allocated for this layout");
     for (segment, allocated) in layout.segments.iter().zip(segments) {
         debug_assert_eq!(segment.layout.content_bytes, allocated.content_bytes, "memory was allocated for this layout");
-        write_blocks(graph, &segment.blocks, &allocated.working)?;
+        let count = segment.blocks.len();
+        let blocks = &segment.blocks[count * part / parts..count * (part + 1) / parts];
+        write_blocks(graph, blocks, &allocated.working)?;
     }
     Ok(())
 }

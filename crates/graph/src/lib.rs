@@ -44,7 +44,7 @@ pub use code::CodePlace;
 pub use demangle::{demangled, with_demangled};
 pub use edge::{Edge, EdgeKind};
 pub use error::LinkError;
-pub use fix_up::fix_up;
+pub use fix_up::{fix_up, fix_up_part};
 pub use function_stub::{FunctionStub, absolute_externals, add_function_stub};
 pub use graph::LinkGraph;
 pub use ids::{BlockId, ComdatId, SectionId, SymbolId};
