@@ -6,6 +6,7 @@
 //! Its states are types: [`InFlightAlloc`] while content is written, [`FinalizedAlloc`] from finalize to
 //! deallocate. Dropping one that is in flight abandons it.
 
+mod access;
 mod alloc;
 mod finding;
 mod layout;
@@ -16,7 +17,7 @@ pub use alloc::{AllocatedSegment, FinalizedAlloc, InFlightAlloc, SegmentLayout, 
 pub use finding::DirectoryActions;
 pub use layout::{AreaLayout, ReservationLayout};
 
-use crate::{Error, FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, StripeBytes, WorkingMemory};
+use crate::{Error, FinalizeRequest, FinalizeSegment, MemoryMapper, StripeBytes};
 use alloc::{Segments, Taken};
 use farlink_addr::{Align, AllocGroup, ExecutorAddrRange, MemProt, PageSize};
 use farlink_rpc::{CallError, Pending};
@@ -93,31 +94,6 @@ impl MemoryManager {
         let (state, ahead) = (Mutex::default(), Mutex::default());
         let inner = Inner { mapper, page_size, reservation_bytes, directory_actions, state, ahead };
         Self { inner: Arc::new(inner) }
-    }
-
-    /// Returns the segments of an allocation to be written again, with as many bytes of content each: where executors come and
-    /// go, and none runs it now.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the allocation has other segments, or is not of this manager's.
-    pub fn rewrite(&self, alloc: &FinalizedAlloc, content_bytes: &[u64]) -> Result<Vec<AllocatedSegment>, Error> {
-        let segments = alloc.parts();
-        if segments.len() != content_bytes.len() {
-            return Err(Error::NoSegments);
-        }
-        let segment = |(&(group, range), &content_bytes): (&(AllocGroup, ExecutorAddrRange), &u64)| {
-            let content = ExecutorAddrRange::from_len(range.start(), content_bytes.min(range.len()));
-            let working = self.inner.mapper.prepare(content.expect("it is a part of the range"))?;
-            Ok(AllocatedSegment { group, range, content_bytes, working })
-        };
-        segments.iter().zip(content_bytes).map(segment).collect()
-    }
-
-    /// Returns the executor's page size.
-    #[must_use]
-    pub fn page_size(&self) -> PageSize {
-        self.inner.page_size
     }
 
     /// Asks for the first reservation without waiting for it: the executor makes it while the controller prepares what goes
@@ -251,20 +227,6 @@ impl MemoryManager {
             stats.live_bytes -= reservation.table_bytes();
         }
         stats
-    }
-}
-
-impl MemoryManager {
-    /// Returns what the reservations take of the system, in both processes. Asks the executor.
-    pub fn usage(&self) -> Pending<Result<MapperUsage, Error>> {
-        self.inner.mapper.usage()
-    }
-
-    /// Returns memory that shows what the executor has in `range`, which may be live, and can be read and written without
-    /// a call; none if the executor's memory is not shared, or the range is not in a reservation.
-    #[must_use]
-    pub fn view(&self, range: ExecutorAddrRange) -> Option<WorkingMemory> {
-        self.inner.mapper.view(range)
     }
 }
 
