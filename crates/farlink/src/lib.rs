@@ -45,6 +45,7 @@ mod backtrace;
 mod batch;
 mod buffer;
 mod callback;
+mod child;
 mod chunks;
 mod claim;
 mod connect;

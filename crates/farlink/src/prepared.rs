@@ -8,9 +8,10 @@
 //! it is ended: nothing comes of it any more.
 
 use crate::Error;
+use crate::child::Child;
 use crate::error::describe_status;
 use crate::hang::DEFAULT_PROTOCOL_TIMEOUT;
-use crate::process::{Child, END_GRACE, Process, Program, Watch, socket_pair};
+use crate::process::{END_GRACE, Process, Program, Watch, socket_pair};
 use farlink_rpc::{Handler, Options, Transport, connect};
 use farlink_wire::functions::PID_KEY;
 use farlink_wire::prepared::{Answer, MAX_MESSAGE_BYTES, MessageError, Request};
