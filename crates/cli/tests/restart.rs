@@ -362,6 +362,12 @@ fn late_libraries() {
             assert_eq!(library.lookup("call").unwrap(), before);
         }
         assert!(moved > 0, "the library did not move");
+        if restart == Restart::OnNextCall {
+            session.kill();
+            let _ = session.wait();
+            add(&library, "more.o", "int next(void); int more(void) { return next(); }");
+            assert_eq!(get(&number(&library, "more")), 5);
+        }
     }
 }
 

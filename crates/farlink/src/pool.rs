@@ -12,7 +12,7 @@ use crate::death::{Death, Reporter};
 use crate::gate::{Gate, Passage};
 use crate::journal::Journal;
 use crate::prepared::Prepared;
-use crate::process::Process;
+use crate::process::{END_GRACE, Process};
 use crate::relink::Moved;
 use crate::session::SessionInner;
 use crate::{Error, SessionBuilder};
@@ -20,6 +20,8 @@ use farlink_rpc::{CallError, Caller, Disconnected, Executor, Options};
 use farlink_wire::functions::{PID_KEY, SHARED_MAP_AT};
 use farlink_wire::setup::ExecutorInfo;
 use rustix::process::Signal;
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
@@ -124,6 +126,35 @@ pub(crate) struct Pool {
     this: Weak<Pool>,
 }
 
+/// As long as this lives, no executor takes the place of another.
+pub(crate) struct Held<'a> {
+    _inside: Passage<'a>,
+    /// It is this thread that does.
+    _here: PhantomData<*const ()>,
+}
+
+thread_local! {
+    /// How often this thread keeps others from taking places.
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
+impl<'a> Held<'a> {
+    fn new(inside: Passage<'a>) -> Self {
+        HELD.set(HELD.get() + 1);
+        Self { _inside: inside, _here: PhantomData }
+    }
+
+    fn is_held_here() -> bool {
+        HELD.get() > 0
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        HELD.set(HELD.get() - 1);
+    }
+}
+
 /// Tags of descriptors that all executors get begin here: those below are each one's own.
 const FIRST_TAG: u64 = 1 << 32;
 
@@ -187,14 +218,14 @@ impl Pool {
         self.journal.has_late_libraries()
     }
 
-    /// Keeps another executor from taking a place for as long as something is being linked whose addresses of shared libraries
-    /// that could change.
-    pub(crate) fn hold(&self) -> Result<Option<Passage<'_>>, Error> {
+    /// Keeps another executor from taking a place for as long as something is being linked, if addresses of shared libraries
+    /// could change by that.
+    pub(crate) fn hold(&self) -> Result<Option<Held<'_>>, Error> {
         if !self.has_late_libraries() {
             return Ok(None);
         }
         self.revive_all()?;
-        self.enter().map(Some)
+        Ok(Some(Held::new(self.enter()?)))
     }
 
     fn enter(&self) -> Result<Passage<'_>, Error> {
@@ -203,9 +234,10 @@ impl Pool {
         Ok(self.gate.enter(timeout).ok_or_else(late)?)
     }
 
-    /// Starts others in the places of all that have ended, if that is to be done when something is asked of them.
+    /// Starts others in the places of all that have ended, if that is to be done when something is asked of them. Who keeps
+    /// others from taking places has done so before.
     fn revive_all(&self) -> Result<(), Error> {
-        if self.restart != Restart::OnNextCall {
+        if self.restart != Restart::OnNextCall || Held::is_held_here() {
             return Ok(());
         }
         (0..self.size()).try_for_each(|index| self.revived(index).map(drop))
@@ -243,8 +275,8 @@ impl Pool {
     /// Ends all executors: no other takes the place of one.
     pub(crate) fn end(&self) {
         self.has_ended.store(true, Ordering::Release);
-        // One that is being started is waited for.
-        let _closed = self.gate.close(self.timeout);
+        // One that is being started is waited for, for a while: it may be the thread that started it which ends the session.
+        let _closed = self.gate.close(END_GRACE.min(self.timeout));
         let ended: Vec<_> = self.members.iter().filter_map(|member| member.set(None)).collect();
         ended.iter().for_each(|running| running.process.endpoint().hang_up(Ok(())));
     }

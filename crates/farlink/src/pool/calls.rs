@@ -83,8 +83,7 @@ impl Pool {
         if told == Told::Open {
             self.before_opening(args)?;
         }
-        // Who links holds the gate while addresses could change: then this has been done.
-        if !told.takes_back() && !self.has_late_libraries() {
+        if !told.takes_back() {
             self.revive_all()?;
         }
         let _inside = self.enter()?;
