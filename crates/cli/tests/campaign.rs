@@ -337,11 +337,14 @@ fn controllers_are_struck() {
     eprintln!("{rounds} controllers killed: nothing left");
 }
 
-/// Memory in KiB, descriptors and mappings of a process.
+/// Memory in KiB, descriptors and mappings of a process. What is read from files the system drops and reads again as it likes.
 fn size_of(pid: u32) -> (u64, usize, usize) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    let kib = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let value = |name: &str| -> u64 {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let kib = value("RssAnon:") + value("RssShmem:");
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     (kib, descriptors, fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count())
 }

@@ -153,6 +153,14 @@ impl Journal {
         self.lock().descriptors.insert(tag, descriptor);
     }
 
+    /// Takes note that executors have not been told what this call was to tell them.
+    pub(crate) fn give_up(&self, told: Told, args: &[u8]) {
+        let asked = from_bytes::<(ExecutorAddr, u64, u64, Vec<Stripe>, ExecutorAddr)>(args);
+        if let (Told::Map, Ok((_, tag, ..))) = (told, asked) {
+            self.lock().descriptors.remove(&tag);
+        }
+    }
+
     /// Returns whether [`Self::note`] is to be told of a call of `function`, which is for one executor.
     pub(crate) fn notes(&self, function: ExecutorAddr) -> bool {
         self.resolve == Some(function) && self.has_late_libraries()

@@ -115,7 +115,10 @@ impl Pool {
                 self.journal.record(told, function, args, &answer);
                 Ok(answer)
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                self.journal.give_up(told, args);
+                Err(error.into())
+            }
         }
     }
 
