@@ -29,10 +29,14 @@ fn main() -> ExitCode {
             println!("  {count:>6} {what}: {:?} (p10 {:?}, p90 {:?})", times[1], times[0], times[2]);
         }
     }
-    println!("code of 8 MiB in several executors (proportional set size of all, without the controller):");
+    println!("code of 8 MiB in several executors, proportional set sizes:");
     for count in [1, 2, 4, 8] {
-        let (code, all) = memory(count);
-        println!("  {count} executors: linked code {code} KiB, all {all} KiB");
+        let [linked, executors, controller] = memory(count);
+        println!(
+            "  {count} executors: their linked code {linked} KiB, with what the controller has of it {} KiB; all of the \
+             executors {executors} KiB",
+            linked + controller
+        );
     }
     ExitCode::SUCCESS
 }
@@ -95,8 +99,9 @@ fn restarts(source: &str, count: usize) -> [Duration; 3] {
     [times[ROUNDS / 10], times[ROUNDS / 2], times[ROUNDS * 9 / 10]]
 }
 
-/// Returns the proportional set size of linked code, and of everything, in KiB, of as many executors that have used all of it.
-fn memory(count: usize) -> (u64, u64) {
+/// Returns proportional set sizes in KiB, when as many executors have used all of their linked code: of linked code in them,
+/// of everything in them, and of linked code in the controller.
+fn memory(count: usize) -> [u64; 3] {
     let session = builder().executors(count).spawn().unwrap();
     let library = session.create_library("main");
     let source = "__attribute__((section(\".text.big\"))) static const char big[8 << 20] = {1};
@@ -107,22 +112,24 @@ fn memory(count: usize) -> (u64, u64) {
         // SAFETY: it is declared so.
         assert_eq!(unsafe { sum.clone().on(index).call(()) }.unwrap(), 1);
     }
-    // The controller shares it too: that it has it mapped must not make the executors' part smaller.
-    let (mut code, mut all) = (0, 0);
-    for pid in session.process_ids() {
-        let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
-        let mut is_code = false;
-        for line in maps.lines() {
-            let mut words = line.split_whitespace();
-            let first = words.next().unwrap();
-            if !first.ends_with(':') {
-                is_code = line.contains("memfd:farlink") && words.next().unwrap().starts_with("r-x");
-            } else if first == "Pss:" {
-                let size: u64 = words.next().unwrap().parse().unwrap();
-                all += size;
-                code += if is_code { size } else { 0 };
-            }
+    let sizes: Vec<_> = session.process_ids().into_iter().map(|pid| shares(pid, "r-x")).collect();
+    let (controller, _) = shares(std::process::id(), "rw-s");
+    [sizes.iter().map(|sizes| sizes.0).sum(), sizes.iter().map(|sizes| sizes.1).sum(), controller]
+}
+
+/// Returns a process's proportional share of linked memory with this protection, and of all memory, in KiB.
+fn shares(pid: u32, protection: &str) -> (u64, u64) {
+    let (mut linked, mut all, mut is_linked) = (0, 0, false);
+    for line in fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap().lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap();
+        if !first.ends_with(':') {
+            is_linked = line.contains("memfd:farlink (") && words.next().unwrap().starts_with(protection);
+        } else if first == "Pss:" {
+            let size: u64 = words.next().unwrap().parse().unwrap();
+            all += size;
+            linked += if is_linked { size } else { 0 };
         }
     }
-    (code, all)
+    (linked, all)
 }
