@@ -299,6 +299,33 @@ fn deaths_while_linking() {
     assert_eq!(session.memory_stats().requested_bytes, 0);
 }
 
+/// However many reservations there are, a new executor has them.
+#[test]
+fn many_reservations() {
+    let session = builder().restart(Restart::Never).reservation_bytes(2 << 20).spawn().unwrap();
+    let library = session.create_library("main");
+    let source = "int big[150000] = {7}; int first(void) { return big[0]++; }";
+    let (big, first) = ("big", "first");
+    let object = object("big.c", &source.replace(big, "bigNNN").replace(first, "firstNNN"), &[]);
+    for index in 0..100 {
+        let digits = format!("{index:03}");
+        let mut bytes = object.clone();
+        for at in 0..bytes.len() - 3 {
+            if &bytes[at..at + 3] == b"NNN" {
+                bytes[at..at + 3].copy_from_slice(digits.as_bytes());
+            }
+        }
+        library.add_object(&digits, bytes).unwrap();
+    }
+    library.link_all().unwrap();
+    assert!(session.memory_stats().reservations > 64);
+    let functions: Vec<_> = (0..100).map(|index| number(&library, &format!("first{index:03}"))).collect();
+    for _ in 0..3 {
+        assert!(functions.iter().all(|function| get(function) == 7));
+        session.restart().unwrap();
+    }
+}
+
 /// Hardened executors are locked again before linked code runs in them, and low memory is where it was.
 #[test]
 fn hardened_and_low() {

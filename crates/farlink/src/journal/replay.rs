@@ -14,6 +14,9 @@ use farlink_wire::sps::{Blob, SpsError};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
+/// Reservations that an executor is told of at once: it does not keep any number of descriptors that wait.
+const MAPPED_AT_ONCE: usize = 16;
+
 impl Journal {
     /// Tells an executor everything, up to running initializers.
     ///
@@ -33,19 +36,24 @@ impl Journal {
         }
         let resolved = state.open_libraries(executor)?;
         state.check_moved(resolved, relink)?;
-        // All are on their way before the first answer is waited for.
+        // What calls are about to name.
+        state.descriptors.iter().try_for_each(|(&tag, object)| send(tag, object))?;
         let map = executor.bind(SHARED_MAP_AT)?;
-        let mut mapped = Vec::new();
-        for (&base, Reservation { object, bytes, stripes }) in &state.reservations {
-            let tag = tag();
-            send(tag, object)?;
-            mapped.push((base, map.call(&(self.instance, tag, *bytes, stripes.clone(), base))));
-        }
-        for (base, answer) in mapped {
-            if answer.wait()? != Ok(base) {
-                return Err(cannot(format!(
-                    "memory at {base}, which linked code counts on, is taken in a new executor"
-                )));
+        let reservations: Vec<_> = state.reservations.iter().collect();
+        for some in reservations.chunks(MAPPED_AT_ONCE) {
+            // All of these are on their way before the first answer is waited for.
+            let mut mapped = Vec::with_capacity(some.len());
+            for &(&base, Reservation { object, bytes, stripes }) in some {
+                let tag = tag();
+                send(tag, object)?;
+                mapped.push((base, map.call(&(self.instance, tag, *bytes, stripes.clone(), base))));
+            }
+            for (base, answer) in mapped {
+                if answer.wait()? != Ok(base) {
+                    return Err(cannot(format!(
+                        "memory at {base}, which linked code counts on, is taken in a new executor"
+                    )));
+                }
             }
         }
         if let Some(args) = &state.lock {

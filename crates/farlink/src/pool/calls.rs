@@ -175,9 +175,10 @@ impl Caller for Pool {
     fn send_descriptor(&self, descriptor: BorrowedFd<'_>) -> Result<u64, CallError> {
         let failed = |error: std::io::Error| CallError::OutOfBand(format!("a descriptor cannot be kept: {error}"));
         let kept = descriptor.try_clone_to_owned().map_err(failed)?;
+        // Who takes a place after this gets what is kept.
+        let _inside = self.enter().map_err(call_error)?;
         let tag = self.next_tag();
         for running in self.live() {
-            // One that ends meanwhile is told by the journal, if another takes its place.
             match running.process.endpoint().send_descriptor_as(tag, descriptor) {
                 Ok(()) | Err(CallError::Disconnected(_)) => {}
                 Err(error) => return Err(error),
