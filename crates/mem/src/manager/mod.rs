@@ -313,7 +313,10 @@ impl Inner {
 
     /// Takes what a request needs from the first reservation that has it.
     fn take(self: &Arc<Self>, request: &Request) -> Option<Taken> {
-        let mut state = self.lock();
+        self.take_of(&mut self.lock(), request)
+    }
+
+    fn take_of(self: &Arc<Self>, state: &mut State, request: &Request) -> Option<Taken> {
         let is_exclusive = self.mapper.is_exclusive();
         let found = state.reservations.iter_mut().find_map(|(&base, reservation)| {
             if is_exclusive && reservation.live > 0 {
@@ -354,9 +357,13 @@ impl Inner {
                         least = request.striped_bytes(self.page_size);
                         wanted = wanted.max(least);
                     }
-                    self.lock().reservations.insert(range.start(), reservation);
-                    // Another thread may be quicker to take from it, or have grown already.
-                    if let Some(taken) = self.take(&request) {
+                    // Another thread may have grown already. An empty reservation may go as soon as others see it.
+                    let taken = {
+                        let mut state = self.lock();
+                        state.reservations.insert(range.start(), reservation);
+                        self.take_of(&mut state, &request)
+                    };
+                    if let Some(taken) = taken {
                         return self.prepare(request, taken);
                     }
                 }

@@ -15,24 +15,28 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Gives back a place. If that leaves a second reservation without allocations, takes it out to be released.
-    fn give(&mut self, place: &Place, is_exclusive: bool) -> Option<ExecutorAddr> {
+    /// Gives back a place. If that leaves its reservation without allocations, takes out others that have none, to be
+    /// released; or that one, if it was for one allocation.
+    fn give(&mut self, place: &Place, is_exclusive: bool) -> Vec<ExecutorAddr> {
         // An allocation of another manager has no place here.
-        let reservation = self.reservations.get_mut(&place.reservation)?;
+        let Some(reservation) = self.reservations.get_mut(&place.reservation) else { return Vec::new() };
         if !place.ranges.iter().all(|&range| reservation.range.contains_range(range)) {
-            return None;
+            return Vec::new();
         }
         self.live_allocations -= 1;
         self.requested_bytes -= place.requested_bytes;
         reservation.give(&place.ranges);
-        // One is kept, so that a program that links and removes by turns does not reserve each time.
-        let mut others = self.reservations.iter().filter(|&(&base, _)| base != place.reservation);
-        let is_empty = self.reservations.get(&place.reservation).is_some_and(|reservation| reservation.live == 0);
-        let is_spare = is_empty && (is_exclusive || others.any(|(_, other)| other.live == 0));
-        if !is_spare {
-            return None;
+        if reservation.live > 0 {
+            return Vec::new();
         }
-        self.reservations.remove(&place.reservation).map(|_| place.reservation)
+        // One is kept, so that a program that links and removes by turns does not reserve each time. There may be several
+        // others, since threads that find no room at the same time all reserve.
+        let is_spare = |(&base, other): (&ExecutorAddr, &Reservation)| {
+            other.live == 0 && (base == place.reservation) == is_exclusive
+        };
+        let spare: Vec<_> = self.reservations.iter().filter(|&entry| is_spare(entry)).map(|(&base, _)| base).collect();
+        spare.iter().for_each(|base| drop(self.reservations.remove(base)));
+        spare
     }
 }
 
@@ -44,9 +48,9 @@ impl Inner {
             let spare = state.give(place, self.mapper.is_exclusive());
             (spare, state.reservations.get_mut(&place.reservation).map(Reservation::stale).unwrap_or_default())
         };
-        if let Some(base) = spare {
+        if !spare.is_empty() {
             // Nothing is there any more that could go wrong, and nobody to be told.
-            drop(self.mapper.release(vec![base]));
+            drop(self.mapper.release(spare));
         }
         for (prot, area) in stale {
             self.sweep(place.reservation, prot, area);
