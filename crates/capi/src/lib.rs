@@ -4,6 +4,7 @@
 //! `farlink_last_error`. Handles are boxes of what the Rust interface has, which is cheap to clone and can be used from any
 //! thread. `farlink.h` is made of this by cbindgen; a test sees to it that it stays so.
 
+// All that C calls gets pointers; nothing else is unsafe.
 #![deny(unsafe_code)]
 
 #[allow(unsafe_code)]

@@ -349,6 +349,23 @@ fn size_of(pid: u32) -> (u64, usize, usize) {
     (kib, descriptors, fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count())
 }
 
+/// Starts threads that link, call and remove until `end`, and give each outcome to `done`.
+fn work_until<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    session: &'scope Session,
+    end: Instant,
+    done: impl Fn(Result<(), Error>) + Copy + Send + 'scope,
+) {
+    for _ in 0..THREADS {
+        scope.spawn(move || {
+            let library = session.create_library("work");
+            while Instant::now() < end {
+                done(round(&library));
+            }
+        });
+    }
+}
+
 /// Links, calls and removes at full speed: memory, descriptors and mappings of both processes stay as they were after the
 /// first part.
 #[test]
@@ -359,19 +376,13 @@ fn soak() {
     let seconds = number("FARLINK_SOAK_SECONDS", 3);
     let session = spawn().unwrap();
     let rounds = AtomicU64::new(0);
+    let done = |result: Result<(), Error>| {
+        result.unwrap();
+        rounds.fetch_add(1, Ordering::Relaxed);
+    };
     let work = |time: Duration| {
         let end = Instant::now() + time;
-        thread::scope(|scope| {
-            for _ in 0..THREADS {
-                scope.spawn(|| {
-                    let library = session.create_library("work");
-                    while Instant::now() < end {
-                        round(&library).unwrap();
-                        rounds.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-            }
-        });
+        thread::scope(|scope| work_until(scope, &session, end, done));
     };
     let pids = [std::process::id(), session.process_id().unwrap()];
     work(Duration::from_millis(1000 * seconds / 4).max(Duration::from_secs(1)));
@@ -402,20 +413,15 @@ fn soak_with_restarts() {
     let builder = Session::builder().executor(executor, vec!["executor".into()]).reservation_bytes(64 << 20);
     let session = builder.executors(2).restart(Restart::OnNextCall).spawn().unwrap();
     let (rounds, failed, killed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let done = |result: Result<(), Error>| {
+        failed.fetch_add(result.is_err().into(), Ordering::Relaxed);
+        explains("restarts", Blow::Kill, result);
+        rounds.fetch_add(1, Ordering::Relaxed);
+    };
     let work = |time: Duration| {
         let end = Instant::now() + time;
         thread::scope(|scope| {
-            for _ in 0..THREADS {
-                scope.spawn(|| {
-                    let library = session.create_library("work");
-                    while Instant::now() < end {
-                        let result = round(&library);
-                        failed.fetch_add(result.is_err().into(), Ordering::Relaxed);
-                        explains("restarts", Blow::Kill, result);
-                        rounds.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-            }
+            work_until(scope, &session, end, done);
             scope.spawn(|| {
                 while Instant::now() < end {
                     thread::sleep(Duration::from_micros(5000 + random(10_000)));

@@ -62,7 +62,7 @@ pub fn main_with_args(args: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 /// As [`main_with_args`]; gives the exit status.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "the environment is changed")]
 pub fn exit_status(args: impl Iterator<Item = OsString>) -> i32 {
     // SAFETY: there is only this thread yet (documented for who calls this; this program's `main`, that of `farlink` and
     // programs that are their own executors come here first).

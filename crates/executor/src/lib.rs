@@ -19,6 +19,7 @@
 //! [`run`] serves a controller over a transport until the connection ends; [`local`] is the same without a connection,
 //! for a controller in this process.
 
+// What deals with the system, with linked code or with callers in C may be unsafe; the rest is not.
 #![deny(unsafe_code)]
 
 mod args;

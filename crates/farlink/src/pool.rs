@@ -337,13 +337,11 @@ impl Pool {
         }
         let timeout = self.timeout;
         let late = || CallError::TimedOut { function: "what all executors are being told", timeout };
-        let (process, _closed) = {
-            let (process, info) = self.prepared.fork(self.callbacks.clone(), self.options.clone())?;
-            if !is_alike(&info, &self.info) {
-                return Err(cannot("a new executor introduces itself otherwise than those before it"));
-            }
-            (process, self.gate.close(timeout).ok_or_else(late)?)
-        };
+        let (process, info) = self.prepared.fork(self.callbacks.clone(), self.options.clone())?;
+        if !is_alike(&info, &self.info) {
+            return Err(cannot("a new executor introduces itself otherwise than those before it"));
+        }
+        let _closed = self.gate.close(timeout).ok_or_else(late)?;
         if self.has_ended.load(Ordering::Acquire) {
             return Err(CallError::from(Disconnected::Local).into());
         }

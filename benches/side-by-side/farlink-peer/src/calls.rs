@@ -59,7 +59,7 @@ pub(crate) fn asleep(args: &Args, report: &Report) -> Result<()> {
 }
 
 /// Calls a linked function of this process directly: what is left is the function.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "linked code is called")]
 fn direct(address: ExecutorAddr) -> Result<Vec<f64>> {
     // SAFETY: the address is that of `idfn` in wrapper.o, linked into this process, which takes and gives an `int`; the
     // library that it is in lives until the caller returns.

@@ -25,7 +25,7 @@ impl IntFunction {
         Ok(Self(library.function(name)?))
     }
 
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "linked code is called")]
     pub(crate) fn call(&self, arg: i32) -> Result<i32> {
         // SAFETY: every function that these measurements name takes an `int` and gives an `int`, in the objects of `objs/`
         // and in the C library, and its object is removed only after the last call.
