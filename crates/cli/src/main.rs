@@ -33,6 +33,8 @@ use std::ffi::{c_char, c_int};
 /// Exit status of every failure that is farlink's own.
 const FAILURE: u8 = 125;
 
+farlink::executor::unwinder_when_needed!();
+
 /// What the C library calls. The arguments are where Rust's standard library has found them.
 #[allow(unsafe_code, reason = "the name is the C library's")]
 #[cfg_attr(not(test), unsafe(no_mangle))]

@@ -9,6 +9,7 @@
 //! - `services::calls`: `main`, whole programs; `services::native`: functions of any arguments, and calls back
 //! - `services::lifecycle`: initializers, and what objects leave for their end
 //! - `services::unwind_index`, and `services::unwind` for controllers that are not farlink's: unwind information
+//! - `unwinder`: libgcc's unwinder, loaded when it is needed
 //! - `services::tls`, `services::thread_exit`: thread-local variables, and what is done at the end of a thread
 //! - `services::access`: reading and writing memory
 //! - `services::trace`: what was called, and when
@@ -54,6 +55,9 @@ mod signal_stack;
 #[allow(unsafe_code)]
 mod signals;
 mod trace;
+#[allow(unsafe_code)]
+#[doc(hidden)]
+pub mod unwinder;
 #[allow(unsafe_code)]
 mod wrap;
 

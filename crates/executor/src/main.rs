@@ -8,6 +8,8 @@
 
 use std::ffi::{c_char, c_int};
 
+farlink_executor::unwinder_when_needed!();
+
 /// What the C library calls. The arguments are where Rust's standard library has found them.
 #[unsafe(no_mangle)]
 extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {

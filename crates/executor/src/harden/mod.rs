@@ -18,7 +18,7 @@ mod seal;
 
 use crate::registry::session;
 use crate::wrap::{OutOfBand, wrappers};
-use crate::{report, services};
+use crate::{report, services, unwinder};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::functions::{Expected, HARDEN_SANDBOX};
 use std::os::fd::OwnedFd;
@@ -73,6 +73,8 @@ fn lock((instance, flags): (ExecutorAddr, u64)) -> Result<Expected<Vec<(String, 
         [NO_NEW_PRIVILEGES, DOMAIN].map(|name| (name.to_owned(), why.clone())).to_vec()
     };
     let mut done = BEGUN.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_else(not_begun);
+    // Later it could not be loaded: also the C library wants it, to end a thread.
+    unwinder::load();
     services::close_library_list();
     let stripes = session.shared.seal().map_err(|error| error.to_string());
     done.push(measure("code and read-only memory are sealed (mseal)", stripes.and_then(|()| seal::loaded_objects())));

@@ -8,7 +8,7 @@
 mod sibling;
 
 use crate::harden::{self, Rules};
-use crate::{fork, server, services};
+use crate::{fork, server, services, unwinder};
 use farlink_rpc::{Options, Transport};
 use farlink_wire::prepared::{Answer, MAX_MESSAGE_BYTES, Request};
 use rustix::io::Errno;
@@ -58,6 +58,8 @@ pub(crate) fn run(control: OwnedFd, rules: Option<Rules>, options: Options) -> R
 
 /// Does what every child would do.
 fn prepare() -> Result<Thread, String> {
+    // So that it has one address in all of them.
+    unwinder::load();
     fork::register().map_err(|error| format!("handlers for fork cannot be registered: {error}"))?;
     Thread::find()
 }

@@ -6,6 +6,7 @@ use crate::dispositions;
 use crate::module::{Module, Request, What};
 use crate::registry::session;
 use crate::services::{debugger, thread_exit, unwind};
+use crate::unwinder;
 use crate::wrap::{OutOfBand, wrappers};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::functions::Expected;
@@ -143,6 +144,13 @@ fn find(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
     own.or_else(|| find_exported(handle, name))
 }
 
+/// Returns the address of a symbol that no library of the process has, if the unwinder has it: it belongs to each process, and
+/// is loaded when it is needed.
+fn find_in_unwinder(name: &str) -> Option<ExecutorAddr> {
+    let library = unwinder::load();
+    (!library.is_null()).then(|| find_exported(library, name)).flatten()
+}
+
 /// As [`find`], for LLVM's controllers. LLVM's own executor is a C++ program, and what is linked into it, LLVM's runtime
 /// for linked code first, relies on the C++ library in its process, and on that of mathematical functions, which it has of
 /// it: each is opened when the first name that may be its own is missing.
@@ -159,7 +167,7 @@ fn find_for_llvm(handle: *mut c_void, name: &str) -> Option<ExecutorAddr> {
         // SAFETY: the name is a C string. Where there is no such library, nothing changes.
         unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
     });
-    find_exported(handle, name)
+    find_exported(handle, name).or_else(|| find_in_unwinder(name))
 }
 
 /// Returns the address of what a library exports. `name@VERSION` is the definition of that version.
@@ -220,7 +228,10 @@ fn resolve_in_order((libraries, names): (Vec<ExecutorAddr>, Vec<String>)) -> Res
     let handle = |library: ExecutorAddr| if library.is_null() { Ok(libc::RTLD_DEFAULT) } else { check(library) };
     let libraries: Result<Vec<_>, _> = libraries.into_iter().map(handle).collect();
     Ok(libraries.map(|libraries| {
-        let first = |name: &String| libraries.iter().find_map(|&library| find(library, name));
+        let has_process = libraries.contains(&libc::RTLD_DEFAULT);
+        let in_unwinder = |name: &String| has_process.then(|| find_in_unwinder(name)).flatten();
+        let in_libraries = |name: &String| libraries.iter().find_map(|&library| find(library, name));
+        let first = |name: &String| in_libraries(name).or_else(|| in_unwinder(name));
         names.iter().map(first).collect()
     }))
 }

@@ -3,11 +3,12 @@
 //! libgcc takes a section and walks it to the zero word at its end. LLVM's libunwind has another function for whole
 //! sections; where that is in the process, it is the unwinder.
 
+use crate::unwinder;
 use crate::wrap::{OutOfBand, wrappers};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_wire::sps::SpsError;
 use std::collections::{BTreeSet, HashSet};
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 wrappers! { announce:
@@ -17,31 +18,27 @@ wrappers! { announce:
     DEREGISTER_EH_FRAME_19 => deregister_eh_frame_19 = deregister;
 }
 
-unsafe extern "C" {
-    fn __register_frame(begin: *const c_void);
-    fn __deregister_frame(begin: *const c_void);
-}
-
 type FrameFunction = unsafe extern "C" fn(*const c_void);
 
 /// The pair of functions that this process's unwinder has.
 fn functions() -> (FrameFunction, FrameFunction) {
     static FUNCTIONS: OnceLock<(FrameFunction, FrameFunction)> = OnceLock::new();
     *FUNCTIONS.get_or_init(|| {
-        let find = |name: &std::ffi::CStr| {
-            // SAFETY: the name is a C string, and the handle means all libraries of the process.
-            let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-            if address.is_null() {
-                return None;
-            }
-            // SAFETY: libunwind's functions of these names have this type.
-            Some(unsafe { std::mem::transmute::<*mut c_void, FrameFunction>(address) })
+        let typed = |address: *mut c_void| {
+            // SAFETY: the functions of these names have this type, in libunwind and in libgcc.
+            (!address.is_null()).then(|| unsafe { std::mem::transmute::<*mut c_void, FrameFunction>(address) })
         };
+        // SAFETY: the name is a C string, and the handle means all libraries of the process.
+        let find = |name: &CStr| typed(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) });
         let add = find(c"__unw_add_dynamic_eh_frame_section");
         let remove = find(c"__unw_remove_dynamic_eh_frame_section");
-        add.zip(remove).unwrap_or((__register_frame, __deregister_frame))
+        let of_libgcc = |name| typed(unwinder::function(name)).unwrap_or(nobody_unwinds);
+        add.zip(remove).unwrap_or_else(|| (of_libgcc(c"__register_frame"), of_libgcc(c"__deregister_frame")))
     })
 }
+
+/// In place of the unwinder's functions where there is no unwinder.
+unsafe extern "C" fn nobody_unwinds(_begin: *const c_void) {}
 
 /// The sections that are registered: removing another would end the process.
 static SECTIONS: LazyLock<Mutex<HashSet<ExecutorAddrRange>>> = LazyLock::new(Mutex::default);

@@ -12,6 +12,7 @@
 //! An index is 12 bytes of its directory's, a number of entries (4 bytes), then those, by ascending address, 12 bytes each: the distances from the index
 //! to a function (signed), its length (unsigned), and the distance from the index to its frame description (signed).
 
+use crate::unwinder;
 use crate::wrap::{OutOfBand, wrappers};
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
 use farlink_mem::{CodeDirectory, INDEX_LINK_BYTES};
@@ -230,7 +231,11 @@ fn next() -> Option<FindFde> {
     static NEXT: OnceLock<Option<FindFde>> = OnceLock::new();
     *NEXT.get_or_init(|| {
         // SAFETY: the name is a C string, and the handle means the libraries after this one.
-        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, c"_Unwind_Find_FDE".as_ptr()) };
+        let mut found = unsafe { libc::dlsym(libc::RTLD_NEXT, c"_Unwind_Find_FDE".as_ptr()) };
+        if found.is_null() {
+            // The C library has loaded the one that is asking, for itself alone.
+            found = unwinder::function(c"_Unwind_Find_FDE");
+        }
         // SAFETY: libgcc's function of this name has this type.
         (!found.is_null()).then(|| unsafe { std::mem::transmute::<*mut c_void, FindFde>(found) })
     })
