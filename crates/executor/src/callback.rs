@@ -14,11 +14,10 @@ use farlink_wire::native::{
 };
 use farlink_wire::sps::{from_bytes, to_bytes};
 use std::arch::global_asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::fmt;
 use std::mem::offset_of;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicI64;
 
 /// What the registers were when linked code called.
 #[repr(C)]
@@ -36,8 +35,11 @@ unsafe extern "C" {
     fn farlink_lazy_entry();
 }
 
-/// Bytes that the processor's state takes where `xsave` puts it; 0 if there is no such instruction.
-static STATE_BYTES: AtomicU64 = AtomicU64::new(0);
+/// Bytes that the processor's state takes where `xsave` puts it; 0 if there is no such instruction. Found by the first call
+/// that has to know: a hypervisor takes its time to answer.
+static STATE_BYTES: AtomicI64 = AtomicI64::new(STATE_UNKNOWN);
+
+const STATE_UNKNOWN: i64 = -1;
 
 global_asm!(
     ".pushsection .text.farlink_callback_entry,\"ax\",@progbits",
@@ -114,8 +116,22 @@ global_asm!(
     "push rcx",
     "push r8",
     "push r9",
-    "mov rbx, rsp",
     "mov rcx, [rip + {state_bytes}]",
+    "cmp rcx, {state_unknown}",
+    "jne 7f",
+    // How many bytes xsave takes for what the system has enabled; 0 if the system does not use it.
+    "mov eax, 1",
+    "cpuid",
+    "and ecx, {osxsave}",
+    "jz 6f",
+    "mov eax, {state_leaf}",
+    "xor ecx, ecx",
+    "cpuid",
+    "mov ecx, ebx",
+    "6:",
+    "mov [rip + {state_bytes}], rcx",
+    "7:",
+    "mov rbx, rsp",
     "test rcx, rcx",
     "jz 2f",
     "sub rsp, rcx",
@@ -172,23 +188,17 @@ global_asm!(
     ".popsection",
     // SSE, AVX, MPX bounds, and the three parts of AVX-512.
     state_mask = const 0xee,
+    state_unknown = const STATE_UNKNOWN,
+    osxsave = const 1 << 27,
+    state_leaf = const 13,
     state_bytes = sym STATE_BYTES,
     frame_bytes = const size_of::<EntryFrame>().next_multiple_of(16),
     result = const offset_of!(EntryFrame, result),
     callback = sym callback,
 );
 
-/// Returns how many bytes `xsave` takes for what the system has enabled; 0 if it is not enabled.
-fn state_bytes() -> u64 {
-    const OSXSAVE: u32 = 1 << 27;
-    const STATE_LEAF: u32 = 13;
-    let features = __cpuid(1);
-    if features.ecx & OSXSAVE == 0 { 0 } else { u64::from(__cpuid_count(STATE_LEAF, 0).ebx) }
-}
-
 /// Returns the address that stubs for functions jump to that are not linked yet.
 pub(crate) fn lazy_entry() -> ExecutorAddr {
-    STATE_BYTES.store(state_bytes(), Ordering::Relaxed);
     ExecutorAddr::new(farlink_lazy_entry as *const () as u64)
 }
 

@@ -55,6 +55,10 @@ impl Handler for Calls {
         fork::exit_if_child(0);
         result
     }
+
+    fn is_brief(&self, function: ExecutorAddr) -> bool {
+        services::is_brief(function)
+    }
 }
 
 /// Serves the controller at the other end of `transport` until the connection ends; gives the exit status.

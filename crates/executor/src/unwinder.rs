@@ -71,6 +71,9 @@ pub extern "C" fn find_functions(position: usize) -> *mut c_void {
 ///
 /// For the root of a program that is an executor, or becomes one; it makes starting some 90 µs shorter. Defines what
 /// Rust's standard library uses of the unwinder, so it cannot stand in two places, or beside another unwinder.
+///
+/// Linked with `-Wl,--export-dynamic-symbol=_Unwind_Find_FDE` (GNU ld wants to be told, LLD does not), the program still finds
+/// unwind information through tables; otherwise each object's is registered.
 #[macro_export]
 macro_rules! unwinder_when_needed {
     () => {

@@ -65,7 +65,7 @@ macro_rules! wrappers {
     ($announce:ident: $($constant:ident => $name:ident = $implementation:path;)*) => {
         $(
             /// The wrapper function behind the constant of that name.
-            unsafe extern "C" fn $name(args: *const u8, size: usize) -> farlink_mem::wrapper::WrapperResult {
+            pub(crate) unsafe extern "C" fn $name(args: *const u8, size: usize) -> farlink_mem::wrapper::WrapperResult {
                 // SAFETY: whoever calls a wrapper function passes `size` bytes.
                 unsafe {
                     $crate::wrap::call(farlink_wire::functions::$constant.name(), args, size, $implementation)

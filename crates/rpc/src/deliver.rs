@@ -20,7 +20,7 @@ impl Session {
     /// Delivers a Call or a Result message. Runs no handler and writes nothing.
     pub(crate) fn deliver(&self, header: Header, payload: Vec<u8>) -> Result<(), Disconnected> {
         match header.opcode {
-            Opcode::Call => self.deliver_call(Job { sequence: header.sequence, function: header.tag, args: payload }),
+            Opcode::Call => self.deliver_call(Job::new(header, payload)),
             _ => self.deliver_result(header, payload),
         }
     }
@@ -58,17 +58,14 @@ impl Session {
     }
 
     /// Starts a thread that serves calls by `body`.
-    fn spawn_server(
-        &self,
-        body: impl FnOnce(&Self, &dyn Fn(Job) -> Result<Vec<u8>, String>) + Send + 'static,
-    ) -> io::Result<()> {
+    fn spawn_server(&self, body: impl FnOnce(&Self, &dyn Handler) + Send + 'static) -> io::Result<()> {
         let (session, handler) = self.server_parts().ok_or(io::ErrorKind::NotConnected)?;
         let server = thread::Builder::new().name("farlink-call".to_owned()).stack_size(WORKER_STACK_BYTES);
-        server.spawn(move || body(&session, &|job| run(&*handler, job))).map(drop)
+        server.spawn(move || body(&session, &*handler)).map(drop)
     }
 
     fn spawn_worker(&self) -> io::Result<()> {
-        self.spawn_server(|session, run| session.work(run))
+        self.spawn_server(Self::work)
     }
 
     fn spawn_refuser(&self) -> io::Result<()> {
@@ -88,14 +85,16 @@ impl Session {
 
     /// Starts the thread that serves the calls of the ring, as soon as there is one.
     pub(crate) fn spawn_ring_server(&self) -> io::Result<()> {
-        self.spawn_server(|session, run| session.serve_ring(run))
+        self.spawn_server(Self::serve_ring)
     }
 }
 
-/// Runs a call. A panic is an error to the peer.
-fn run(handler: &dyn Handler, job: Job) -> Result<Vec<u8>, String> {
-    catch_unwind(AssertUnwindSafe(|| handler.call(job.function, job.args)))
-        .unwrap_or_else(|panic| Err(format!("the handler panicked: {}", panic_text(&*panic))))
+impl Job {
+    /// Runs the call. A panic is an error to the peer.
+    pub(crate) fn run(self, handler: &dyn Handler) -> Result<Vec<u8>, String> {
+        catch_unwind(AssertUnwindSafe(|| handler.call(self.function, self.args)))
+            .unwrap_or_else(|panic| Err(format!("the handler panicked: {}", panic_text(&*panic))))
+    }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

@@ -38,6 +38,16 @@ pub trait Handler: Send + Sync + 'static {
     /// The text of an out-of-band error: the call could not be made or understood. An operation that failed says so
     /// in its result.
     fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Result<Vec<u8>, String>;
+
+    /// Whether a call of `function` neither waits for another call, in either direction, nor runs anything that might, as
+    /// long as no function has been called of which that is not said.
+    ///
+    /// The first calls through the shared ring are run by the thread that reads it, one after the other, if they are like
+    /// that: an executor that starts has one thread less to make for each that comes while another is served.
+    fn is_brief(&self, function: ExecutorAddr) -> bool {
+        let _ = function;
+        false
+    }
 }
 
 /// What can be chosen about an endpoint.
@@ -309,6 +319,8 @@ impl ReaderThread {
             let found = reader.run();
             let Reader { frames, session, .. } = reader;
             drop(frames);
+            // Who reads the ring may be waiting for one.
+            session.descriptors.end();
             session.end_ring();
             session.end(link, found);
         };

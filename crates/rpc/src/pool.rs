@@ -9,6 +9,7 @@
 //! being written.
 
 use farlink_addr::ExecutorAddr;
+use farlink_wire::frame::Header;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +25,13 @@ pub(crate) struct Job {
     pub(crate) sequence: u64,
     pub(crate) function: ExecutorAddr,
     pub(crate) args: Vec<u8>,
+}
+
+impl Job {
+    /// Returns what a Call message asks for.
+    pub(crate) fn new(header: Header, args: Vec<u8>) -> Self {
+        Self { sequence: header.sequence, function: header.tag, args }
+    }
 }
 
 /// What is to be done about a call that has been submitted.
@@ -45,6 +53,7 @@ pub(crate) struct Pool {
     state: Mutex<State>,
     work: Condvar,
     quiet: Condvar,
+    brief_done: Condvar,
 }
 
 #[derive(Default)]
@@ -59,13 +68,17 @@ struct State {
     refused: VecDeque<u64>,
     has_refuser: bool,
     closed: bool,
+    /// Whether a call has been accepted that is not brief.
+    has_begun: bool,
+    /// Whether a brief call runs on the thread that reads.
+    runs_brief: bool,
     /// Threads that wait until no call is running. Waking them is a system call, also if there is none.
     waiting_for_quiet: usize,
 }
 
 impl Pool {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, state: Mutex::default(), work: Condvar::new(), quiet: Condvar::new() }
+        Self { limit, state: Mutex::default(), work: Condvar::new(), quiet: Condvar::new(), brief_done: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -75,7 +88,7 @@ impl Pool {
 
     /// Accepts or refuses a call. The reader's part.
     pub(crate) fn submit(&self, job: Job) -> Submitted {
-        let mut state = self.lock();
+        let mut state = self.begin();
         if state.calls >= self.limit {
             return state.refuse(job.sequence);
         }
@@ -94,10 +107,38 @@ impl Pool {
 
     /// Accepts a call that the calling thread, which is none of the pool's, is going to run. Returns whether it may.
     pub(crate) fn begin_job(&self) -> bool {
-        let mut state = self.lock();
+        let mut state = self.begin();
         let accepted = state.calls < self.limit && !state.closed;
         state.calls += usize::from(accepted);
         accepted
+    }
+
+    /// From now on a brief call may have to wait for another. One that runs does not, and is waited for.
+    fn begin(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        state.has_begun = true;
+        self.brief_done.wait_while(state, |state| state.runs_brief).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Accepts a call that is brief as long as there has been no other, which the calling thread, the one that reads, is going
+    /// to run. Returns whether it may.
+    pub(crate) fn begin_brief_job(&self) -> bool {
+        let mut state = self.lock();
+        let accepted = state.calls < self.limit && !state.closed && !state.has_begun;
+        state.calls += usize::from(accepted);
+        state.runs_brief |= accepted;
+        accepted
+    }
+
+    /// Takes note that a brief call has been run.
+    pub(crate) fn finish_brief_job(&self) {
+        let mut state = self.lock();
+        state.runs_brief = false;
+        if state.has_begun {
+            self.brief_done.notify_all();
+        }
+        drop(state);
+        self.finish_job();
     }
 
     /// Takes note that the thread asked for last could not be made. Its call is refused, unless another thread
@@ -187,6 +228,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::thread;
 
     fn job(sequence: u64) -> Job {
         Job { sequence, function: ExecutorAddr::NULL, args: Vec::new() }
@@ -232,6 +274,26 @@ mod tests {
             assert_eq!(pool.submit(job(sequence)), Submitted::Taken);
         }
         assert_eq!(pool.submit(job(0)), Submitted::Overrun);
+    }
+
+    /// Brief calls run before all others: one that comes while one runs waits for it, and is the last to find none running.
+    #[test]
+    fn brief_calls_come_first() {
+        let pool = Pool::new(2);
+        assert!(pool.begin_brief_job());
+        thread::scope(|scope| {
+            let other = scope.spawn(|| pool.begin_job());
+            while !pool.lock().has_begun {
+                thread::yield_now();
+            }
+            assert!(!other.is_finished());
+            pool.finish_brief_job();
+            assert!(other.join().unwrap());
+        });
+        assert!(!pool.begin_brief_job());
+        pool.finish_job();
+        assert!(pool.wait_quiet(Duration::ZERO));
+        assert!(!pool.begin_brief_job());
     }
 
     /// After closing, accepted calls are still handed out, then the threads end.

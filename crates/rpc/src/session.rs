@@ -7,7 +7,7 @@
 use crate::descriptors::Descriptors;
 use crate::endpoint::{Handler, Options};
 use crate::error::shortened;
-use crate::pool::{Job, Pool};
+use crate::pool::Pool;
 use crate::ring::{Drive, Ring};
 use crate::transport::{Link, LinkError};
 use crate::{CallError, Completer, Disconnected, Pending};
@@ -426,10 +426,10 @@ impl Session {
     }
 
     /// Runs calls of the peer's until there are none for a while. The body of a worker thread.
-    pub(crate) fn work(&self, run: impl Fn(Job) -> Result<Vec<u8>, String>) {
+    pub(crate) fn work(&self, handler: &dyn Handler) {
         while let Some(job) = self.pool.next_job() {
             let sequence = job.sequence;
-            let result = run(job);
+            let result = job.run(handler);
             self.pool.finish_job();
             self.answer(sequence, result);
         }

@@ -5,21 +5,24 @@
 mod common;
 
 use common::*;
-use farlink_rpc::{Disconnected, Endpoint, Options, Transport, accept, system_calls};
+use farlink_addr::ExecutorAddr;
+use farlink_rpc::{Disconnected, Endpoint, Handler, Options, Transport, accept, system_calls};
 use farlink_wire::frame::Opcode;
 use farlink_wire::functions::{RING_KEY, RING_TAG, RING_VERSION};
 use farlink_wire::setup::ExecutorInfo;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::collections::HashSet;
 use std::future::Future;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::pin::pin;
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::task::{Context, Poll, Wake};
 use std::thread;
+use std::time::Duration;
 
 /// Bytes of a ring's memory: two queues, each with the writer's part, the reader's, and 32 KiB.
 const RING_BYTES: u64 = 2 * (256 + (32 << 10));
@@ -260,5 +263,47 @@ fn waiting_at_the_ring_can_be_limited() {
         assert_eq!(controller.call(addr(1), vec![7]).wait().unwrap(), [7]);
         release.send(()).unwrap();
         assert_eq!(controller.call(addr(1), vec![8]).wait().unwrap(), [8]);
+    });
+}
+
+/// A handler whose functions with even numbers are brief. Keeps which thread ran what.
+struct Briefly(Mutex<Vec<(u64, thread::ThreadId)>>);
+
+impl Handler for Briefly {
+    fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Result<Vec<u8>, String> {
+        self.0.lock().unwrap().push((function.as_u64(), thread::current().id()));
+        // So that others come meanwhile.
+        thread::sleep(Duration::from_millis(2));
+        Ok(args)
+    }
+
+    fn is_brief(&self, function: ExecutorAddr) -> bool {
+        function.as_u64().is_multiple_of(2)
+    }
+}
+
+/// Brief calls that come first are run by one thread in their order, as many as there are at once; after the first other
+/// call they get threads like all.
+#[test]
+fn brief_calls_need_no_threads() {
+    within_deadline("calls", || {
+        let (mut ours, mut theirs) = Transport::pair().unwrap();
+        let memory = ours.offer_ring().unwrap();
+        theirs.take_ring(&memory).unwrap();
+        let handler = Arc::new(Briefly(Mutex::default()));
+        let (controller, _executor) = session((ours, theirs), echo(), handler.clone(), options());
+        let call_all = |numbers: &[u64]| {
+            let pending: Vec<_> = numbers.iter().map(|&number| controller.call(addr(number), vec![])).collect();
+            pending.into_iter().for_each(|pending| assert_eq!(pending.wait().unwrap(), []));
+            std::mem::take(&mut *handler.0.lock().unwrap())
+        };
+        let threads = |ran: &[(u64, thread::ThreadId)]| ran.iter().map(|&(_, thread)| thread).collect::<HashSet<_>>();
+
+        let first = call_all(&[2, 4, 6, 8, 10, 12]);
+        assert_eq!(threads(&first).len(), 1, "{first:?}");
+        assert_eq!(first.iter().map(|&(number, _)| number).collect::<Vec<_>>(), [2, 4, 6, 8, 10, 12]);
+        call_all(&[1]);
+        let later = call_all(&[2, 4, 6, 8, 10, 12]);
+        assert!(threads(&later).len() > 1, "{later:?}");
     });
 }

@@ -18,7 +18,7 @@ mod sys;
 mod tests;
 
 use crate::Disconnected;
-use crate::endpoint::Role;
+use crate::endpoint::{Handler, Role};
 use crate::pool::Job;
 use crate::session::Session;
 use crate::transport::Transport;
@@ -269,32 +269,36 @@ impl Session {
 
     /// Serves the calls that come through the ring as soon as there is one, one after the other, until it is closed. The body
     /// of a thread.
-    pub(crate) fn serve_ring(&self, run: impl Fn(Job) -> Result<Vec<u8>, String>) {
+    pub(crate) fn serve_ring(&self, handler: &dyn Handler) {
         let Some(ring) = self.wait_ring() else { return };
         let _ = ring.server.thread.set(thread::current());
         while let Some(attendant) = ring.attend_when_free() {
-            let Some(job) = self.next_call(ring, attendant) else { return };
+            let Some(job) = self.next_call(ring, attendant, handler) else { return };
             let sequence = job.sequence;
-            let result = run(job);
+            let result = job.run(handler);
             self.pool.finish_job();
             self.answer(sequence, result);
         }
     }
 
-    /// Reads the ring until there is a call for this thread to run, and makes way for another. `None` at the end.
-    fn next_call(&self, ring: &Ring, mut attendant: Attendant<'_>) -> Option<Job> {
+    /// Reads the ring until there is a call for this thread to run, and makes way for another. Calls that are brief it runs
+    /// before that. `None` at the end.
+    fn next_call(&self, ring: &Ring, mut attendant: Attendant<'_>, handler: &dyn Handler) -> Option<Job> {
         while !ring.inbound.is_closed() {
             let received = attendant.receive();
-            let is_call = |(header, _): &Message| ring_header(header).is_ok_and(|header| header.opcode == Opcode::Call);
-            match received {
-                Ok(None) => ring.wait(&attendant, &|| false, None),
-                Ok(Some(message)) if is_call(&message) && self.pool.begin_job() => {
-                    self.leave_ring(ring, attendant);
-                    let (header, args) = message;
-                    let header = ring_header(&header).ok()?;
-                    return Some(Job { sequence: header.sequence, function: header.tag, args });
+            let call = received.as_ref().ok().and_then(Option::as_ref).and_then(call_header);
+            match (received, call) {
+                (Ok(None), _) => ring.wait(&attendant, &|| false, None),
+                (Ok(Some((_, args))), Some(call)) if handler.is_brief(call.tag) && self.pool.begin_brief_job() => {
+                    let result = Job::new(call, args).run(handler);
+                    self.pool.finish_brief_job();
+                    self.answer(call.sequence, result);
                 }
-                received => self.deliver_received(received)?,
+                (Ok(Some((_, args))), Some(call)) if self.pool.begin_job() => {
+                    self.leave_ring(ring, attendant);
+                    return Some(Job::new(call, args));
+                }
+                (received, _) => self.deliver_received(received)?,
             }
         }
         None
@@ -320,6 +324,11 @@ impl Ring {
             thread::park();
         }
     }
+}
+
+/// Returns the header of a message of the ring, if it is a call.
+fn call_header((header, _): &Message) -> Option<Header> {
+    ring_header(header).ok().filter(|header| header.opcode == Opcode::Call)
 }
 
 /// Reads the header of a message of the ring. Only calls and results are there.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// The most that is spent on looking, in nanoseconds: a few times what sleeping and being woken take.
-const MAX_NANOS: u32 = 30_000;
+const MAX_NANOS: u32 = 50_000;
 
 /// Less than this is not worth beginning with, in nanoseconds.
 const MIN_NANOS: u32 = 1_000;
@@ -24,8 +24,8 @@ pub(super) struct Spin {
 
 impl Default for Spin {
     fn default() -> Self {
-        // The first waits are for a peer that is starting, which takes longer than looking may.
-        Self { nanos: AtomicU32::new(MIN_NANOS) }
+        // A session that begins is busy: one end waits for what the other has just been asked.
+        Self { nanos: AtomicU32::new(MAX_NANOS) }
     }
 }
 
