@@ -4,20 +4,39 @@
 //! the thread that has them, unless only the main thread will do.
 
 use crate::{fork, report};
+use farlink_rpc::Reading;
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The way to the main thread, while it serves.
-static SERVING: Mutex<Option<Sender<Job>>> = Mutex::new(None);
+static SERVING: Mutex<Option<Way>> = Mutex::new(None);
+
+#[derive(Clone)]
+struct Way {
+    jobs: Sender<Job>,
+    /// Readable from the first job on.
+    arrival: Arc<OwnedFd>,
+}
+
+impl Way {
+    fn send(&self, job: Job) {
+        self.jobs.send(job).expect("the main thread takes jobs as long as there is a way to send them");
+        // It can be counted that often.
+        let _ = rustix::io::write(&self.arrival, &1u64.to_ne_bytes());
+    }
+}
 
 /// Whether the main thread has a job.
 static IS_BUSY: AtomicBool = AtomicBool::new(false);
 
-fn serving() -> MutexGuard<'static, Option<Sender<Job>>> {
+fn serving() -> MutexGuard<'static, Option<Way>> {
     // Nothing that can panic runs under this lock.
     SERVING.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -25,7 +44,7 @@ fn serving() -> MutexGuard<'static, Option<Sender<Job>>> {
 /// The main thread to someone who has a job for it.
 enum Claim {
     /// It waits, and takes one job over this.
-    Free(Sender<Job>),
+    Free(Way),
     Busy,
     /// It takes no jobs: this process is not an executor's, or is about to end.
     Absent,
@@ -57,7 +76,7 @@ pub(crate) fn run_unless_busy<R: Send + 'static>(job: impl FnOnce() -> R + Send 
 }
 
 /// Runs `job` on the main thread, which has been claimed for it.
-fn send<R: Send + 'static>(main_thread: &Sender<Job>, job: impl FnOnce() -> R + Send + 'static) -> R {
+fn send<R: Send + 'static>(main_thread: &Way, job: impl FnOnce() -> R + Send + 'static) -> R {
     let (result_sender, result) = sync_channel(1);
     let boxed: Job = Box::new(move || {
         let outcome = catch_unwind(AssertUnwindSafe(job));
@@ -66,7 +85,7 @@ fn send<R: Send + 'static>(main_thread: &Sender<Job>, job: impl FnOnce() -> R + 
         IS_BUSY.store(false, Ordering::Release);
         let _ = result_sender.send(outcome);
     });
-    main_thread.send(boxed).expect("the main thread takes jobs as long as there is a way to send them");
+    main_thread.send(boxed);
     match result.recv().expect("the main thread runs each job to its end") {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
@@ -74,18 +93,33 @@ fn send<R: Send + 'static>(main_thread: &Sender<Job>, job: impl FnOnce() -> R + 
 }
 
 /// The main thread's end of the way.
-pub(crate) struct Jobs(Receiver<Job>);
+pub(crate) struct Jobs {
+    jobs: Receiver<Job>,
+    arrival: Arc<OwnedFd>,
+}
 
 /// Announces that the calling thread, which has to be the main one, will [`serve`]: jobs may be sent from now on.
-pub(crate) fn prepare() -> Jobs {
+///
+/// # Errors
+///
+/// Fails if the process is out of descriptors.
+pub(crate) fn prepare() -> io::Result<Jobs> {
+    let arrival = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let (sender, jobs) = channel();
-    *serving() = Some(sender);
-    Jobs(jobs)
+    *serving() = Some(Way { jobs: sender, arrival: Arc::clone(&arrival) });
+    Ok(Jobs { jobs, arrival })
 }
 
 /// Runs jobs until [`stop`] is called and those that were sent before have run.
-pub(crate) fn serve(jobs: &Jobs) {
-    for job in &jobs.0 {
+///
+/// Until there is one, it reads for the session, which needs no thread for that if it never has one.
+pub(crate) fn serve(jobs: &Jobs, reading: Reading) {
+    if let Some(reading) = reading.run_until(jobs.arrival.as_fd())
+        && let Err(error) = reading.spawn()
+    {
+        eprintln!("farlink-executor: no thread can be made that reads from the controller: {error}");
+    }
+    for job in &jobs.jobs {
         report::prepare_thread();
         job();
     }

@@ -4,7 +4,7 @@ use crate::registry::Registered;
 use crate::{fork, main_thread, report, services, trace};
 use farlink_addr::ExecutorAddr;
 use farlink_mem::wrapper::call_wrapper;
-use farlink_rpc::{Disconnected, Endpoint, Handler, Options, Transport, accept};
+use farlink_rpc::{Disconnected, Endpoint, Handler, Options, Transport, accept_unread};
 use farlink_wire::functions::{
     DISPATCH_CONTEXT, DYLIB_INSTANCE, FARLINK_VERSION, PID_KEY, RING_KEY, RING_VERSION, SHARED_INSTANCE,
     SIMPLE_INSTANCE, VERSION_KEY,
@@ -74,18 +74,26 @@ pub fn run(transport: Transport, options: Options) -> std::io::Result<i32> {
     fork::register()?;
     let registered = Registered::remote(options.out_of_band_results);
     let info = announcement(registered.token, transport.passes_descriptors());
-    let jobs = main_thread::prepare();
-    let endpoint = accept(transport, &info, Arc::new(Calls), options).inspect_err(|_| main_thread::stop())?;
+    let jobs = main_thread::prepare()?;
+    let accepted = accept_unread(transport, &info, Arc::new(Calls), options);
+    let (endpoint, reading) = accepted.inspect_err(|_| main_thread::stop())?;
     registered.session.set_endpoint(&endpoint);
     let (ended, status) = (endpoint.clone(), Arc::new(AtomicI32::new(1)));
-    let (found, stop) = (Arc::clone(&status), StopOnDrop);
+    let (found, stop, this_thread) = (Arc::clone(&status), StopOnDrop, thread::current().id());
     endpoint.when_disconnected(move |reason| {
         // The main thread stops also if this does not get to run.
         let _stop = stop;
-        limit_the_end(&reason, &ended, &found);
+        let patience = limit_the_end(&reason, &ended, &found);
+        if thread::current().id() == this_thread {
+            // It is what is limited. Without another the end takes as long as it takes.
+            let started = thread::Builder::new().name("farlink-end".to_owned()).spawn(patience);
+            drop(started);
+        } else {
+            patience();
+        }
     });
     drop(endpoint);
-    main_thread::serve(&jobs);
+    main_thread::serve(&jobs, reading);
     let status = status.load(Ordering::Acquire);
     if let Err(text) = registered.session.shut_down() {
         eprintln!("farlink-executor: while ending: {text}");
@@ -103,18 +111,20 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Sends the main thread to its end, after the connection has ended, and ends the process if that takes too long: an
-/// executor never outlives its controller for long.
-fn limit_the_end(reason: &Disconnected, endpoint: &Endpoint, status: &AtomicI32) {
+/// Sends the main thread to its end, after the connection has ended. Gives what ends the process if that takes too long, for
+/// another thread to run: an executor never outlives its controller for long.
+fn limit_the_end(reason: &Disconnected, endpoint: &Endpoint, status: &AtomicI32) -> impl FnOnce() + Send + use<> {
     let found = exit_status(reason);
     if !endpoint.wait_quiet(GRACE) {
         services::end_process(found);
     }
     status.store(found, Ordering::Release);
     main_thread::stop();
-    thread::sleep(END_PATIENCE);
-    eprintln!("farlink-executor: what linked code left for its end takes more than {END_PATIENCE:?}");
-    services::end_process(found)
+    move || {
+        thread::sleep(END_PATIENCE);
+        eprintln!("farlink-executor: what linked code left for its end takes more than {END_PATIENCE:?}");
+        services::end_process(found)
+    }
 }
 
 /// Returns the exit status for the end of a connection, and says what was wrong if something was.

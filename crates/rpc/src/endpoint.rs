@@ -7,21 +7,21 @@
 //! The threads share a `Session`, not the endpoint: dropping the last clone of an [`Endpoint`] closes it.
 
 use crate::frames::{FrameEnd, FrameReader};
+use crate::reading::{ReaderThread, Reading, Role, hangup_reason};
 use crate::ring::Ring;
 use crate::session::Session;
 use crate::transport::{Link, LinkError, Transport};
 use crate::{CallError, Caller, Disconnected, Pending, SetupError};
 use farlink_addr::ExecutorAddr;
 use farlink_wire::frame::{HEADER_BYTES, Header, MAX_FRAME_BYTES, Opcode};
-use farlink_wire::functions::{RING_KEY, RING_TAG, RING_VERSION, VERSION_KEY};
+use farlink_wire::functions::{RING_KEY, RING_VERSION, VERSION_KEY};
 use farlink_wire::setup::ExecutorInfo;
-use farlink_wire::sps::{SpsError, from_bytes, to_bytes};
+use farlink_wire::sps::{from_bytes, to_bytes};
 use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
-use std::{fmt, io, thread};
+use std::{fmt, io};
 
 /// How long hanging up waits for a peer that does not read.
 const HANGUP_PATIENCE: Duration = Duration::from_secs(1);
@@ -115,7 +115,7 @@ pub fn connect(
     } else if let Some(ring) = ring.filter(|_| offers_ring) {
         session.offer_ring(ring);
     }
-    reader.run(Reader { frames, role: Role::Controller, session: Arc::clone(&session), offers_ring }, link);
+    reader.run(Reading::new(frames, Role::Controller, &session, offers_ring, link));
     Ok((Endpoint(Arc::new(Owner(session))), info))
 }
 
@@ -126,11 +126,27 @@ pub fn connect(
 ///
 /// Fails if the controller does not take the message in time.
 pub fn accept(
-    mut transport: Transport,
+    transport: Transport,
     info: &ExecutorInfo,
     handler: Arc<dyn Handler>,
     options: Options,
 ) -> io::Result<Endpoint> {
+    let (endpoint, reading) = accept_unread(transport, info, handler, options)?;
+    reading.spawn()?;
+    Ok(endpoint)
+}
+
+/// As [`accept`], for a caller with a thread that is to read: nothing arrives before it does.
+///
+/// # Errors
+///
+/// As [`accept`].
+pub fn accept_unread(
+    mut transport: Transport,
+    info: &ExecutorInfo,
+    handler: Arc<dyn Handler>,
+    options: Options,
+) -> io::Result<(Endpoint, Reading)> {
     let ring = transport.ring.take();
     let link = Arc::new(Link::new(transport)?);
     let payload = to_bytes(info);
@@ -145,7 +161,7 @@ pub fn accept(
         LinkError::Gone | LinkError::Closed => io::ErrorKind::BrokenPipe.into(),
         LinkError::Io(error) => io::Error::from(error),
     })?;
-    let (reader, frames) = (ReaderThread::start()?, FrameReader::new(Arc::clone(&link), None));
+    let frames = FrameReader::new(Arc::clone(&link), None);
     let (session, offers_ring) = (Session::new(&link, handler, &options), offers_ring(info));
     if offers_ring {
         // There is none yet.
@@ -153,8 +169,8 @@ pub fn accept(
         // Before there is a ring if it is sent, so that its calls need not wait for the thread.
         session.spawn_ring_server()?;
     }
-    reader.run(Reader { frames, role: Role::Executor, session: Arc::clone(&session), offers_ring }, link);
-    Ok(Endpoint(Arc::new(Owner(session))))
+    let reading = Reading::new(frames, Role::Executor, &session, offers_ring, link);
+    Ok((Endpoint(Arc::new(Owner(session))), reading))
 }
 
 /// Returns whether the executor that introduced itself with `info` understands the shared ring.
@@ -298,95 +314,5 @@ impl Caller for Endpoint {
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Endpoint").field("disconnected", &self.disconnected()).finish_non_exhaustive()
-    }
-}
-
-/// Which side of a session this is. Only the executor's may send Setup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    Controller,
-    Executor,
-}
-
-/// A thread that is about to read. It ends if it gets nothing to do.
-struct ReaderThread(SyncSender<(Reader, Arc<Link>)>);
-
-impl ReaderThread {
-    fn start() -> io::Result<Self> {
-        let (hand_over, handed_over) = sync_channel(1);
-        let body = move || {
-            let Ok((mut reader, link)): Result<(Reader, Arc<Link>), _> = handed_over.recv() else { return };
-            let found = reader.run();
-            let Reader { frames, session, .. } = reader;
-            drop(frames);
-            // Who reads the ring may be waiting for one.
-            session.descriptors.end();
-            session.end_ring();
-            session.end(link, found);
-        };
-        thread::Builder::new().name("farlink-reader".to_owned()).spawn(body)?;
-        Ok(Self(hand_over))
-    }
-
-    fn run(self, reader: Reader, link: Arc<Link>) {
-        // There is room for one, and the thread waits for it.
-        let _ = self.0.send((reader, link));
-    }
-}
-
-/// The thread that reads.
-struct Reader {
-    frames: FrameReader,
-    role: Role,
-    session: Arc<Session>,
-    /// Whether the executor has announced the shared ring.
-    offers_ring: bool,
-}
-
-impl Reader {
-    /// Delivers messages until there are no more; returns why.
-    fn run(&mut self) -> Disconnected {
-        loop {
-            let (header, payload) = match self.frames.next() {
-                Ok(message) => message,
-                Err(end) => return end.into(),
-            };
-            if let Err(reason) = self.deliver(header, payload) {
-                return reason;
-            }
-        }
-    }
-
-    fn deliver(&self, header: Header, payload: Vec<u8>) -> Result<(), Disconnected> {
-        match header.opcode {
-            Opcode::Call => self.session.deliver(header, payload),
-            Opcode::Result => {
-                self.session.deliver(header, payload)?;
-                self.session.nudge_ring();
-                Ok(())
-            }
-            Opcode::Hangup => Err(hangup_reason(&payload)),
-            Opcode::Doorbell => self.session.answer_bell(),
-            Opcode::Descriptor if self.role == Role::Executor => {
-                let (tag, descriptor) = (header.tag.as_u64(), self.frames.take_descriptor());
-                if tag == RING_TAG && self.offers_ring {
-                    return self.session.open_ring(descriptor);
-                }
-                self.session.descriptors.keep(tag, descriptor)
-            }
-            Opcode::Descriptor => Err(Disconnected::Protocol("a Descriptor message from an executor".to_owned())),
-            Opcode::Setup => Err(Disconnected::Protocol(match self.role {
-                Role::Controller => "a second Setup message".to_owned(),
-                Role::Executor => "a Setup message from a controller".to_owned(),
-            })),
-        }
-    }
-}
-
-fn hangup_reason(payload: &[u8]) -> Disconnected {
-    match from_bytes(payload) {
-        Ok(SpsError(Ok(()))) => Disconnected::Hangup,
-        Ok(SpsError(Err(text))) => Disconnected::HangupWithError(text),
-        Err(error) => Disconnected::Protocol(format!("the reason in a Hangup message: {error}")),
     }
 }

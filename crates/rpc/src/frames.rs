@@ -63,6 +63,11 @@ impl FrameReader {
         self.deadline = deadline;
     }
 
+    /// Whether something has been read and not yet used.
+    pub(crate) fn has_bytes(&self) -> bool {
+        self.start < self.end
+    }
+
     /// Takes the descriptor that came with the last message of that kind.
     pub(crate) fn take_descriptor(&self) -> Option<OwnedFd> {
         self.link.take_descriptor()

@@ -46,15 +46,17 @@ mod executor;
 mod frames;
 mod pending;
 mod pool;
+mod reading;
 mod ring;
 mod secret;
 mod session;
 mod transport;
 
 pub use count::system_calls;
-pub use endpoint::{Endpoint, Handler, Options, accept, connect};
+pub use endpoint::{Endpoint, Handler, Options, accept, accept_unread, connect};
 pub use error::{CallError, Disconnected, SetupError};
 pub use executor::{CallObserver, Callee, Caller, Executor};
 pub use pending::{Completer, Pending};
+pub use reading::Reading;
 pub use secret::{demand_secret, prove_secret};
 pub use transport::Transport;

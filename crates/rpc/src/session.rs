@@ -8,6 +8,7 @@ use crate::descriptors::Descriptors;
 use crate::endpoint::{Handler, Options};
 use crate::error::shortened;
 use crate::pool::Pool;
+use crate::reading::READER;
 use crate::ring::{Drive, Ring};
 use crate::transport::{Link, LinkError};
 use crate::{CallError, Completer, Disconnected, Pending};
@@ -405,7 +406,7 @@ impl Session {
             }
         };
         // A thread that cannot be made drops it: that is for the function's own drop to mend.
-        let started = thread::Builder::new().name("farlink-reader".to_owned()).spawn(move || f(reason));
+        let started = thread::Builder::new().name(READER.to_owned()).spawn(move || f(reason));
         drop(started);
     }
 

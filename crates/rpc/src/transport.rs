@@ -22,7 +22,7 @@ use rustix::net::{
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -201,6 +201,23 @@ impl Link {
     /// Returns how many bytes can be read without waiting.
     pub(crate) fn arrived_bytes(&self) -> u64 {
         ioctl_fionread(&self.read.fd).unwrap_or(0)
+    }
+
+    /// Returns whether `wake` is readable. Unless there is something to do meanwhile, waits until that is so, or something can
+    /// be read, or the link is closed.
+    pub(crate) fn is_woken(&self, wake: BorrowedFd<'_>, has_work: bool) -> bool {
+        let fds = [wake, self.read.fd.as_fd(), self.wake.as_fd()];
+        let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let timeout = has_work.then(Timespec::default);
+        loop {
+            count(SystemCall::Poll);
+            match poll(&mut fds, timeout.as_ref()) {
+                Err(Errno::INTR) => {}
+                // Reading says what is wrong.
+                Err(_) => return false,
+                Ok(_) => return !fds[0].revents().is_empty(),
+            }
+        }
     }
 
     /// Reads what is there, waiting until something is. 0 is the end.

@@ -5,11 +5,14 @@
 mod common;
 
 use common::*;
-use farlink_rpc::{CallError, Disconnected, Endpoint, Options, Pending, SetupError, Transport, accept, connect};
+use farlink_rpc::{
+    CallError, Disconnected, Endpoint, Options, Pending, SetupError, Transport, accept, accept_unread, connect,
+};
 use farlink_wire::frame::{HEADER_BYTES, MAX_FRAME_BYTES, Opcode};
 use farlink_wire::sps::{SpsError, to_bytes};
 use std::future::Future;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Wake};
@@ -388,5 +391,33 @@ fn a_panicking_waker_hurts_nobody_else() {
         drop(raw);
         assert!(matches!(failed.wait(), Err(CallError::Disconnected(Disconnected::Eof))));
         assert!(matches!(endpoint.wait_disconnected(), Disconnected::Eof));
+    });
+}
+
+/// A thread that reads for a while stops when it is woken, however much there is to read, and what goes on after it misses
+/// nothing; when nobody goes on, the session has ended.
+#[test]
+fn reading_changes_hands() {
+    within_deadline("reading", || {
+        for ends in WAYS.map(|(_, ends)| ends()) {
+            let (wake, mut woken) = std::io::pipe().unwrap();
+            let (_executor, reading) = accept_unread(ends.1, &info(), echo(), options()).unwrap();
+            let (controller, _) = connect(ends.0, echo(), options()).unwrap();
+            let (handed, over) = mpsc::channel();
+            thread::spawn(move || handed.send(reading.run_until(wake.as_fd())).unwrap());
+            let calls: Vec<_> = (0..100u8).map(|number| controller.call(addr(1), vec![number; 3000])).collect();
+            woken.write_all(&[1]).unwrap();
+            let reading = over.recv().unwrap().expect("the session has not ended");
+            reading.spawn().unwrap();
+            for (number, call) in (0..).zip(calls) {
+                assert_eq!(call.wait().unwrap(), vec![number; 3000]);
+            }
+        }
+        let (ours, theirs) = Transport::pair().unwrap();
+        let (executor, reading) = accept_unread(theirs, &info(), echo(), options()).unwrap();
+        let (controller, _) = connect(ours, echo(), options()).unwrap();
+        drop(reading);
+        assert!(matches!(executor.wait_disconnected(), Disconnected::Local));
+        controller.wait_disconnected();
     });
 }

@@ -18,8 +18,9 @@ mod sys;
 mod tests;
 
 use crate::Disconnected;
-use crate::endpoint::{Handler, Role};
+use crate::endpoint::Handler;
 use crate::pool::Job;
+use crate::reading::Role;
 use crate::session::Session;
 use crate::transport::Transport;
 use farlink_wire::frame::{HEADER_BYTES, Header, Opcode};
