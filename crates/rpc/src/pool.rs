@@ -88,7 +88,8 @@ impl Pool {
 
     /// Accepts or refuses a call. The reader's part.
     pub(crate) fn submit(&self, job: Job) -> Submitted {
-        let mut state = self.begin();
+        let mut state = self.lock();
+        state.has_begun = true;
         if state.calls >= self.limit {
             return state.refuse(job.sequence);
         }
@@ -107,17 +108,11 @@ impl Pool {
 
     /// Accepts a call that the calling thread, which is none of the pool's, is going to run. Returns whether it may.
     pub(crate) fn begin_job(&self) -> bool {
-        let mut state = self.begin();
+        let mut state = self.lock();
+        state.has_begun = true;
         let accepted = state.calls < self.limit && !state.closed;
         state.calls += usize::from(accepted);
         accepted
-    }
-
-    /// From now on a brief call may have to wait for another. One that runs does not, and is waited for.
-    fn begin(&self) -> MutexGuard<'_, State> {
-        let mut state = self.lock();
-        state.has_begun = true;
-        self.brief_done.wait_while(state, |state| state.runs_brief).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Accepts a call that is brief as long as there has been no other, which the calling thread, the one that reads, is going
@@ -160,6 +155,8 @@ impl Pool {
         let mut state = self.lock();
         let deadline = Instant::now() + IDLE_TIME;
         loop {
+            // The reader cannot wait for a brief call, which may be waiting for a descriptor.
+            state = self.brief_done.wait_while(state, |state| state.runs_brief).unwrap_or_else(PoisonError::into_inner);
             if let Some(job) = state.queue.pop_front() {
                 return Some(job);
             }
@@ -276,19 +273,19 @@ mod tests {
         assert_eq!(pool.submit(job(0)), Submitted::Overrun);
     }
 
-    /// Brief calls run before all others: one that comes while one runs waits for it, and is the last to find none running.
+    /// Brief calls run before all others: one that comes while one runs waits for it, in the thread that is to run it, and is
+    /// the last to find none running.
     #[test]
     fn brief_calls_come_first() {
         let pool = Pool::new(2);
         assert!(pool.begin_brief_job());
+        assert_eq!(pool.submit(job(1)), Submitted::NeedsWorker);
         thread::scope(|scope| {
-            let other = scope.spawn(|| pool.begin_job());
-            while !pool.lock().has_begun {
-                thread::yield_now();
-            }
+            let other = scope.spawn(|| pool.next_job());
+            thread::sleep(Duration::from_millis(20));
             assert!(!other.is_finished());
             pool.finish_brief_job();
-            assert!(other.join().unwrap());
+            assert_eq!(other.join().unwrap().unwrap().sequence, 1);
         });
         assert!(!pool.begin_brief_job());
         pool.finish_job();

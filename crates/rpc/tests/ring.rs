@@ -307,3 +307,53 @@ fn brief_calls_need_no_threads() {
         assert!(threads(&later).len() > 1, "{later:?}");
     });
 }
+
+/// A handler whose function 2 is brief and takes the descriptor that its argument names.
+struct Takes(Slot);
+
+impl Handler for Takes {
+    fn call(&self, function: ExecutorAddr, args: Vec<u8>) -> Result<Vec<u8>, String> {
+        if function == addr(2) {
+            let tag = u64::from_le_bytes(args.as_slice().try_into().unwrap());
+            let endpoint = eventually(|| self.0.lock().unwrap().clone());
+            endpoint.take_descriptor(tag).ok_or("no descriptor has come")?;
+        }
+        Ok(args)
+    }
+
+    fn is_brief(&self, function: ExecutorAddr) -> bool {
+        function == addr(2)
+    }
+}
+
+fn eventually<T>(f: impl Fn() -> Option<T>) -> T {
+    loop {
+        if let Some(found) = f() {
+            return found;
+        }
+        thread::yield_now();
+    }
+}
+
+/// A brief call gets its descriptor, also if calls that are not brief come over the socket before that.
+#[test]
+fn brief_calls_hold_no_reader_up() {
+    within_deadline("calls", || {
+        for _ in 0..20 {
+            let (mut ours, mut theirs) = Transport::pair().unwrap();
+            let memory = ours.offer_ring().unwrap();
+            theirs.take_ring(&memory).unwrap();
+            let slot = Slot::default();
+            let (controller, executor) = session((ours, theirs), echo(), Arc::new(Takes(slot.clone())), options());
+            *slot.lock().unwrap() = Some(executor);
+            let brief = controller.call(addr(2), 1u64.to_le_bytes().to_vec());
+            // It is too long for the ring.
+            let other = controller.call(addr(1), vec![0; 20_000]);
+            assert_eq!(controller.send_descriptor(memory.as_fd()).unwrap(), 1);
+            assert_eq!(brief.wait().unwrap(), 1u64.to_le_bytes());
+            assert_eq!(other.wait().unwrap().len(), 20_000);
+            // Nobody else drops it.
+            drop(slot.lock().unwrap().take());
+        }
+    });
+}

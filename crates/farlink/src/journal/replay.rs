@@ -49,11 +49,14 @@ impl Journal {
                 mapped.push((base, map.call(&(self.instance, tag, *bytes, stripes.clone(), base))));
             }
             for (base, answer) in mapped {
-                if answer.wait()? != Ok(base) {
-                    return Err(cannot(format!(
-                        "memory at {base}, which linked code counts on, is taken in a new executor"
-                    )));
-                }
+                let why = match answer.wait()? {
+                    Ok(mapped) if mapped == base => continue,
+                    Ok(other) => format!("it is at {other}"),
+                    Err(text) => text,
+                };
+                return Err(cannot(format!(
+                    "memory at {base}, which linked code counts on, cannot be had in a new executor: {why}"
+                )));
             }
         }
         if let Some(args) = &state.lock {
