@@ -29,6 +29,8 @@ pub(crate) struct FreeList {
     unused: Vec<u32>,
     by_start: FxHashMap<ExecutorAddr, u32>,
     by_end: FxHashMap<ExecutorAddr, u32>,
+    /// The range that was changed last. It is in neither map, since it is the one that changes next as a rule.
+    loose: u32,
     /// The first range of each list.
     lists: Box<[u32; LISTS]>,
     /// A bit for each list that is not empty.
@@ -66,6 +68,7 @@ impl FreeList {
             unused: Vec::new(),
             by_start: FxHashMap::default(),
             by_end: FxHashMap::default(),
+            loose: NONE,
             lists: Box::new([NONE; LISTS]),
             occupied: [0; LISTS.div_ceil(64)],
             total: 0,
@@ -93,18 +96,49 @@ impl FreeList {
                 u32::try_from(self.ranges.len() - 1).expect("fewer ranges than fit in memory")
             }
         };
-        self.by_start.insert(start, index);
-        self.by_end.insert(end(free), index);
+        self.keep_loose(index);
         self.total += len;
         self.link(index);
+    }
+
+    /// Has a range that is in no map be the one that stays out of them.
+    fn keep_loose(&mut self, index: u32) {
+        let before = std::mem::replace(&mut self.loose, index);
+        if before != NONE {
+            let free = self.free(before);
+            self.by_start.insert(free.start, before);
+            self.by_end.insert(end(free), before);
+        }
+    }
+
+    /// Takes a range out of the maps.
+    fn loosen(&mut self, index: u32) {
+        if self.loose == index {
+            self.loose = NONE;
+        } else {
+            let free = self.free(index);
+            self.by_start.remove(&free.start);
+            self.by_end.remove(&end(free));
+        }
+    }
+
+    /// Returns the range that begins at `start`.
+    fn beginning_at(&self, start: ExecutorAddr) -> Option<u32> {
+        let is_loose = self.loose != NONE && self.free(self.loose).start == start;
+        if is_loose { Some(self.loose) } else { self.by_start.get(&start).copied() }
+    }
+
+    /// Returns the range that ends before `at`.
+    fn ending_at(&self, at: ExecutorAddr) -> Option<u32> {
+        let is_loose = self.loose != NONE && end(self.free(self.loose)) == at;
+        if is_loose { Some(self.loose) } else { self.by_end.get(&at).copied() }
     }
 
     /// Removes a range.
     fn remove(&mut self, index: u32) -> Free {
         self.unlink(index);
+        self.loosen(index);
         let free = self.free(index);
-        self.by_start.remove(&free.start);
-        self.by_end.remove(&end(free));
         self.total -= free.len;
         self.unused.push(index);
         free
@@ -113,21 +147,16 @@ impl FreeList {
     /// Changes where a range begins and how long it is.
     fn change(&mut self, index: u32, start: ExecutorAddr, len: u64) {
         let old = self.free(index);
+        if self.loose != index {
+            self.loosen(index);
+            self.keep_loose(index);
+        }
         let moves = list_of(old.len) != list_of(len);
         if moves {
             self.unlink(index);
         }
         let free = &mut self.ranges[index as usize];
         (free.start, free.len) = (start, len);
-        let free = *free;
-        if old.start != start {
-            self.by_start.remove(&old.start);
-            self.by_start.insert(start, index);
-        }
-        if end(old) != end(free) {
-            self.by_end.remove(&end(old));
-            self.by_end.insert(end(free), index);
-        }
         self.total = self.total - old.len + len;
         if moves {
             self.link(index);
@@ -222,8 +251,7 @@ impl FreeList {
 
     /// Gives back a range that was taken.
     pub(crate) fn give(&mut self, range: ExecutorAddrRange) {
-        let before = self.by_end.get(&range.start()).copied();
-        let after = self.by_start.get(&range.end()).copied();
+        let (before, after) = (self.ending_at(range.start()), self.beginning_at(range.end()));
         match (before, after) {
             (None, None) => {
                 if !range.is_empty() {
@@ -255,7 +283,7 @@ impl FreeList {
 
     /// Returns the free ranges, by address.
     pub(crate) fn ranges(&self) -> Vec<ExecutorAddrRange> {
-        let ranges = self.by_start.values().map(|&index| self.free(index));
+        let ranges = self.at_least(0);
         let mut ranges: Vec<_> = ranges.filter_map(|free| ExecutorAddrRange::from_len(free.start, free.len)).collect();
         ranges.sort_unstable();
         ranges
@@ -268,14 +296,18 @@ impl FreeList {
 
     /// Returns where the free ranges of at least `len` bytes begin.
     pub(crate) fn of_length(&self, len: u64) -> Vec<ExecutorAddr> {
+        self.at_least(len).map(|free| free.start).collect()
+    }
+
+    fn at_least(&self, len: u64) -> impl Iterator<Item = Free> {
         let lists = std::iter::successors(self.next_list(list_of(len)), |&list| self.next_list(list + 1));
         let ranges = lists.flat_map(|list| self.in_list(list)).map(|index| self.free(index));
-        ranges.filter(|free| free.len >= len).map(|free| free.start).collect()
+        ranges.filter(move |free| free.len >= len)
     }
 
     /// Takes all of the free range that begins at `start`, if there is one.
     pub(crate) fn take_whole(&mut self, start: ExecutorAddr) -> Option<ExecutorAddrRange> {
-        let index = *self.by_start.get(&start)?;
+        let index = self.beginning_at(start)?;
         let free = self.remove(index);
         ExecutorAddrRange::from_len(free.start, free.len)
     }
@@ -342,7 +374,7 @@ mod tests {
             for range in taken {
                 list.give(range);
             }
-            prop_assert_eq!((list.largest(), list.by_start.len()), (SIZE, 1));
+            prop_assert_eq!((list.largest(), list.ranges().len()), (SIZE, 1));
         }
     }
 
