@@ -33,7 +33,7 @@ pub use manager::{
 };
 pub use mapper::{
     FinalizeRequest, FinalizeSegment, InProcessMapper, MapperUsage, MemoryMapper, RemoteMapper, SharedMemoryMapper,
-    StripeBytes, StripeRange,
+    StripeBytes, StripeRange, StripedView,
 };
 pub use service::{Allocation, ChildCopy, MemoryService, ServiceUsage};
 pub use sys::count::system_calls;

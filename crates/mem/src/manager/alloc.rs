@@ -68,7 +68,11 @@ pub struct InFlightAlloc {
 pub struct FinalizedAlloc {
     pub(super) reservation: ExecutorAddr,
     kept: Kept,
+    /// The number of its manager.
+    pub(super) manager: u32,
     pub(super) is_striped: bool,
+    /// Whether the mapper has finalized it, and so has to deallocate it.
+    pub(super) is_told: bool,
     /// Whether its code is in the directory of its reservation.
     pub(super) is_published: bool,
 }
@@ -129,12 +133,12 @@ impl Drop for InFlightAlloc {
 }
 
 impl FinalizedAlloc {
-    pub(super) fn new(
-        reservation: ExecutorAddr,
-        is_striped: bool,
-        segments: &[(AllocGroup, ExecutorAddrRange)],
-    ) -> Self {
-        Self { reservation, kept: Kept::new(reservation, segments), is_striped, is_published: false }
+    /// Returns the allocation with these segments that is at `place`.
+    pub(super) fn new(manager: u32, place: &Place, segments: &[AllocatedSegment], is_told: bool) -> Self {
+        let (reservation, is_striped) = (place.reservation, place.is_striped);
+        let segments: Segments = segments.iter().map(|segment| (segment.group, segment.range)).collect();
+        let kept = Kept::new(reservation, &segments);
+        Self { reservation, kept, manager, is_striped, is_told, is_published: false }
     }
 
     /// Returns the allocation's lowest address, which names it to the executor.

@@ -17,13 +17,14 @@ pub use alloc::{AllocatedSegment, FinalizedAlloc, InFlightAlloc, SegmentLayout, 
 pub use finding::DirectoryActions;
 pub use layout::{AreaLayout, ReservationLayout};
 
-use crate::{Error, FinalizeRequest, FinalizeSegment, MemoryMapper, StripeBytes};
-use alloc::{Segments, Taken};
-use farlink_addr::{Align, AllocGroup, ExecutorAddrRange, MemProt, PageSize};
+use crate::{Error, FinalizeRequest, FinalizeSegment, MemoryMapper, StripeBytes, StripedView};
+use alloc::Taken;
+use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_rpc::{CallError, Pending};
 use farlink_wire::msg::ActionPair;
 use pool::State;
 use space::{Place, Request, Reservation, is_code};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a manager holds.
@@ -57,6 +58,9 @@ const BUFFER_ALIGN: Align = match Align::new(64) {
     None => unreachable!(),
 };
 
+/// Number of managers that there have been.
+static MANAGERS: AtomicU32 = AtomicU32::new(0);
+
 /// Allocates executor memory through a [`MemoryMapper`].
 ///
 /// Dropping it releases its reservations with whatever is finalized in them, and waits until that is done; allocations
@@ -66,6 +70,8 @@ pub struct MemoryManager {
 }
 
 struct Inner {
+    /// Tells its allocations from those of other managers of this process.
+    number: u32,
     mapper: Arc<dyn MemoryMapper>,
     page_size: PageSize,
     reservation_bytes: u64,
@@ -92,7 +98,8 @@ impl MemoryManager {
     ) -> Self {
         let page_size = mapper.page_size();
         let (state, ahead) = (Mutex::default(), Mutex::default());
-        let inner = Inner { mapper, page_size, reservation_bytes, directory_actions, state, ahead };
+        let number = MANAGERS.fetch_add(1, Ordering::Relaxed);
+        let inner = Inner { number, mapper, page_size, reservation_bytes, directory_actions, state, ahead };
         Self { inner: Arc::new(inner) }
     }
 
@@ -132,24 +139,27 @@ impl MemoryManager {
         &self,
         batch: Vec<(InFlightAlloc, Vec<ActionPair>)>,
     ) -> Pending<Result<Vec<FinalizedAlloc>, Error>> {
-        let mut requests = Vec::with_capacity(batch.len());
         // Not what gives the places back when dropped: the executor may finalize what nobody waits for.
         let mut finalized = Vec::with_capacity(batch.len());
+        let mut requests = Vec::new();
         for (mut alloc, actions) in batch {
-            let Some(Place { reservation, is_striped, .. }) = alloc.taken.take().and_then(Taken::keep) else {
-                continue;
-            };
-            let segments = std::mem::take(&mut alloc.segments);
-            let ranges: Segments = segments.iter().map(|segment| (segment.group, segment.range)).collect();
-            finalized.push(FinalizedAlloc::new(reservation, is_striped, &ranges));
-            let segments = segments.into_iter().map(FinalizeSegment::from).collect();
-            requests.push(FinalizeRequest { reservation, segments, actions });
+            let Some(place) = alloc.taken.take().and_then(Taken::keep) else { continue };
+            // What is in stripes that this process writes is what it has to be.
+            let is_told = place.view.is_none() || !actions.is_empty();
+            finalized.push(FinalizedAlloc::new(self.inner.number, &place, &alloc.segments, is_told));
+            if is_told {
+                let segments = std::mem::take(&mut alloc.segments).into_iter().map(FinalizeSegment::from).collect();
+                requests.push(FinalizeRequest { reservation: place.reservation, segments, actions });
+            }
+        }
+        if requests.is_empty() {
+            return Pending::ready(Ok(finalized));
         }
         let inner = Arc::clone(&self.inner);
         self.inner.mapper.finalize(requests).map(move |keys| match keys {
-            Ok(keys) if keys.iter().copied().eq(finalized.iter().map(FinalizedAlloc::key)) => Ok(finalized),
+            Ok(keys) if keys.iter().copied().eq(told_keys(&finalized)) => Ok(finalized),
             Ok(keys) => {
-                let text = format!("{} keys for {} allocations, or others", keys.len(), finalized.len());
+                let text = format!("{} keys for {} allocations, or others", keys.len(), told_keys(&finalized).count());
                 Err(Error::BadAnswer { what: "finalize", text })
             }
             Err(error) => {
@@ -184,7 +194,7 @@ impl MemoryManager {
         let wanted = request.reserve_bytes(BUFFER_RESERVATION_BYTES, self.inner.page_size);
         self.inner.mapper.reserve_buffers(wanted).map(move |reserved| {
             let range = reserved?;
-            let reservation = Reservation::new(range, inner.mapper.stripes(range.start()));
+            let reservation = Reservation::new(range, &*inner.mapper);
             inner.lock().buffers.insert(range.start(), reservation);
             let taken = inner.take_buffer(&request);
             taken.unwrap_or(Err(Error::OutOfAddressSpace { bytes: wanted }))
@@ -195,7 +205,15 @@ impl MemoryManager {
     /// action fails. If the executor cannot be reached, or the result is dropped instead of waited for, they stay
     /// taken.
     pub fn deallocate(&self, allocs: Vec<FinalizedAlloc>) -> Pending<Result<(), Error>> {
-        let keys = allocs.iter().map(FinalizedAlloc::key).collect();
+        if let Some(foreign) = allocs.iter().find(|alloc| alloc.manager != self.inner.number) {
+            return Pending::ready(Err(Error::UnknownAllocation(foreign.key())));
+        }
+        let keys: Vec<_> = told_keys(&allocs).collect();
+        if keys.is_empty() {
+            self.inner.withdraw(&allocs);
+            self.inner.free(allocs);
+            return Pending::ready(Ok(()));
+        }
         let inner = Arc::clone(&self.inner);
         self.inner.mapper.deallocate(keys).map(move |result| {
             // Only an executor that ran the request has nothing there any more. One that cannot be asked why it refused
@@ -275,9 +293,16 @@ impl Inner {
     fn free(&self, allocations: Vec<FinalizedAlloc>) {
         for alloc in allocations {
             let segments = alloc.parts();
-            self.mapper.recycle(&segments);
+            match self.view_of(alloc.reservation) {
+                Some(view) => view.recycle(&segments),
+                None => self.mapper.recycle(&segments),
+            }
             self.give(&Place::of(alloc.reservation, alloc.is_striped, &segments, self.page_size));
         }
+    }
+
+    fn view_of(&self, reservation: ExecutorAddr) -> Option<StripedView> {
+        self.lock().reservations.get(&reservation).and_then(|reservation| reservation.view.clone())
     }
 
     /// Takes a buffer from the first reservation for buffers that has it.
@@ -286,7 +311,7 @@ impl Inner {
         let found = state.buffers.iter_mut().find_map(|(&base, reservation)| {
             let ranges = reservation.take(request)?;
             let (is_striped, requested_bytes) = (reservation.is_striped(), request.requested_bytes());
-            Some(Place { reservation: base, ranges, is_striped, requested_bytes })
+            Some(Place { reservation: base, ranges, is_striped, requested_bytes, view: None })
         });
         drop(state);
         let place = found?;
@@ -323,8 +348,8 @@ impl Inner {
                 return None;
             }
             let ranges = reservation.take(request)?;
-            let requested_bytes = request.requested_bytes();
-            Some(Place { reservation: base, ranges, is_striped: reservation.is_striped(), requested_bytes })
+            let (is_striped, view) = (reservation.is_striped(), reservation.view.clone());
+            Some(Place { reservation: base, ranges, is_striped, requested_bytes: request.requested_bytes(), view })
         });
         let place = found?;
         state.live_allocations += 1;
@@ -348,7 +373,7 @@ impl Inner {
                     return Err(Error::BadAnswer { what: "reserve", text });
                 }
                 Ok(range) => {
-                    let mut reservation = Reservation::new(range, self.mapper.stripes(range.start()));
+                    let mut reservation = Reservation::new(range, &*self.mapper);
                     if self.directory_actions.is_some() {
                         reservation.make_room_for_directory();
                     }
@@ -378,6 +403,11 @@ impl Inner {
     fn prepare(&self, request: Request, taken: Taken) -> Result<InFlightAlloc, Error> {
         let place = taken.place.as_ref();
         let (ranges, is_striped) = place.map_or((&[][..], false), |place| (&place.ranges[..], place.is_striped));
+        let view = place.and_then(|place| place.view.as_ref());
+        let prepare = |range| match view {
+            Some(view) => view.prepare(range),
+            None => self.mapper.prepare(range),
+        };
         let place = |(index, (layout, offset)): (usize, (SegmentLayout, u64))| {
             // In stripes each segment has a range, else all have one.
             let (range, offset) = if is_striped { (ranges[index], 0) } else { (ranges[0], offset) };
@@ -387,19 +417,27 @@ impl Inner {
             if let Some(zeros) = ExecutorAddrRange::new(range(layout.content_bytes).end(), range(len).end())
                 && !zeros.is_empty()
             {
-                self.mapper.secure(zeros)?;
+                match view {
+                    Some(view) => view.secure(zeros)?,
+                    None => self.mapper.secure(zeros)?,
+                }
                 if is_striped && is_code(&layout) {
                     // What was code before traps.
-                    self.mapper.prepare(zeros)?.zero();
+                    prepare(zeros)?.zero();
                 }
             }
-            let working = self.mapper.prepare(range(layout.content_bytes))?;
+            let working = prepare(range(layout.content_bytes))?;
             let (group, content_bytes) = (layout.group, layout.content_bytes);
             Ok(AllocatedSegment { group, range: range(len), content_bytes, working })
         };
         let segments: Result<Vec<_>, Error> = request.segments.into_iter().enumerate().map(place).collect();
         Ok(InFlightAlloc { segments: segments?, taken: Some(taken) })
     }
+}
+
+/// Returns the keys of those allocations that the mapper knows.
+fn told_keys(allocs: &[FinalizedAlloc]) -> impl Iterator<Item = ExecutorAddr> {
+    allocs.iter().filter(|alloc| alloc.is_told).map(FinalizedAlloc::key)
 }
 
 impl Error {

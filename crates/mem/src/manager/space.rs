@@ -3,7 +3,7 @@
 use super::SegmentLayout;
 use crate::directory::{Directory, table_bytes};
 use crate::free_list::FreeList;
-use crate::{Error, StripeBytes};
+use crate::{Error, MemoryMapper, StripeBytes, StripedView};
 use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use smallvec::SmallVec;
 
@@ -17,6 +17,8 @@ const STRIPE_SHARE: u64 = 4;
 pub(super) struct Reservation {
     pub(super) range: ExecutorAddrRange,
     pub(super) areas: Vec<Area>,
+    /// By which what is in stripes is written and wiped, if the mapper offers that.
+    pub(super) view: Option<StripedView>,
     /// Number of allocations.
     pub(super) live: u64,
     /// Room for the table by which the executor finds code in it, which has been nothing else: it is zero.
@@ -60,12 +62,14 @@ const SWEPT_BYTES: u64 = 64 << 10;
 const STALE_BYTES: u64 = 8 << 20;
 
 impl Reservation {
-    pub(super) fn new(range: ExecutorAddrRange, stripes: Vec<(MemProt, ExecutorAddrRange)>) -> Self {
+    /// Returns what `mapper` has reserved.
+    pub(super) fn new(range: ExecutorAddrRange, mapper: &dyn MemoryMapper) -> Self {
+        let (stripes, view) = (mapper.stripes(range.start()), mapper.striped_view(range.start()));
         let mut areas: Vec<_> = stripes.into_iter().map(|(prot, stripe)| Area::new(Some(prot), stripe)).collect();
         if areas.is_empty() {
             areas.push(Area::new(None, range));
         }
-        Self { range, areas, live: 0, directory_place: None, is_telling: false, directory: None }
+        Self { range, areas, view, live: 0, directory_place: None, is_telling: false, directory: None }
     }
 
     /// Takes what a request needs: a range for each segment in its stripe, or one for all of them.
@@ -229,6 +233,8 @@ pub(super) struct Place {
     pub(super) is_striped: bool,
     /// Bytes that were asked for.
     pub(super) requested_bytes: u64,
+    /// That of the reservation, while the allocation is in flight.
+    pub(super) view: Option<StripedView>,
 }
 
 impl Place {
@@ -253,7 +259,7 @@ impl Place {
             let bytes = bytes.and_then(|bytes| page_size.round_up(bytes)).zip(segments.first());
             bytes.and_then(|(bytes, (_, first))| range(first.start(), bytes)).into_iter().collect()
         };
-        Self { reservation, ranges, is_striped, requested_bytes }
+        Self { reservation, ranges, is_striped, requested_bytes, view: None }
     }
 }
 

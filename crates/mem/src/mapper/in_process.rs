@@ -1,6 +1,7 @@
 //! Memory of this process: the controller is the executor.
 
-use super::views::{DISCARDED_BYTES, SWEPT_BYTES, Told, View, Views, buffers, divide, divide_for};
+use super::view::{DISCARDED_BYTES, SWEPT_BYTES, StripedView, View};
+use super::views::{Told, Views, buffers, divide, divide_for};
 use super::{FinalizeRequest, MapperUsage, MemoryMapper, StripeBytes, StripeRange};
 use crate::{Allocation, Error, MemoryService, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, PageSize};
@@ -98,6 +99,10 @@ impl MemoryMapper for InProcessMapper {
 
     fn stripes(&self, reservation: ExecutorAddr) -> Vec<StripeRange> {
         self.views.stripes(reservation)
+    }
+
+    fn striped_view(&self, reservation: ExecutorAddr) -> Option<StripedView> {
+        self.views.striped_view(reservation)
     }
 
     fn view(&self, range: ExecutorAddrRange) -> Option<WorkingMemory> {

@@ -2,15 +2,17 @@
 
 mod in_process;
 mod key_pages;
-mod live;
 mod posix;
 mod remote;
+mod resident;
 mod shared;
+mod view;
 mod views;
 
 pub use in_process::InProcessMapper;
 pub use remote::RemoteMapper;
 pub use shared::SharedMemoryMapper;
+pub use view::StripedView;
 
 use crate::{Error, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
@@ -66,6 +68,13 @@ pub trait MemoryMapper: Send + Sync {
     fn stripes(&self, reservation: ExecutorAddr) -> Vec<StripeRange> {
         let _ = reservation;
         Vec::new()
+    }
+
+    /// Returns this process's view of a reservation with stripes, if that is all that an allocation there needs: with it ranges
+    /// are prepared and recycled without this mapper, and only allocations with actions are finalized and deallocated.
+    fn striped_view(&self, reservation: ExecutorAddr) -> Option<StripedView> {
+        let _ = reservation;
+        None
     }
 
     /// Returns whether a reservation is for one allocation, which begins where it begins and ends it when it is

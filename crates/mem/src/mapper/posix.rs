@@ -1,7 +1,7 @@
 //! POSIX shared memory objects that an executor makes.
 
 use super::bad_answer;
-use super::views::View;
+use super::view::View;
 use crate::Error;
 use crate::sys::{Place, SharedObject};
 use farlink_wire::msg::Stripe;

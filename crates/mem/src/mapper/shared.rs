@@ -6,7 +6,8 @@
 mod reserving;
 
 use super::key_pages::KeyPages;
-use super::views::{DISCARDED_BYTES, SWEPT_BYTES, Told, Undo, Views, buffers, divide, divide_for};
+use super::view::{DISCARDED_BYTES, SWEPT_BYTES, StripedView};
+use super::views::{Told, Undo, Views, buffers, divide, divide_for};
 use super::{
     FinalizeRequest, FinalizeSegment, MapperUsage, MemoryMapper, StripeBytes, StripeRange, check_keys, executor_usage,
     refused,
@@ -302,6 +303,10 @@ impl MemoryMapper for SharedMemoryMapper {
 
     fn stripes(&self, reservation: ExecutorAddr) -> Vec<StripeRange> {
         self.inner.views.stripes(reservation)
+    }
+
+    fn striped_view(&self, reservation: ExecutorAddr) -> Option<StripedView> {
+        self.inner.views.striped_view(reservation)
     }
 
     fn view(&self, range: ExecutorAddrRange) -> Option<WorkingMemory> {

@@ -3,32 +3,18 @@
 //! What is in stripes needs no help of the executor to be what it has to be, so it is told of an allocation there only
 //! if that has actions. Which keys are in use is known here.
 
-use super::live::Live;
+use super::view::{DISCARDED_BYTES, Live, StripedView, View};
 use super::{FinalizeRequest, MapperUsage, Reservations, StripeBytes, StripeRange};
-use crate::sys::{self, Mapping, SharedObject};
+use crate::sys::{self, SharedObject};
 use crate::{Error, WorkingMemory};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
 use farlink_wire::msg::Stripe;
-use rustix::io::Errno;
 use smallvec::SmallVec;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Fewest pages that a stripe is worth having for.
 const MIN_STRIPE_PAGES: u64 = 16;
-
-/// Bytes of whole pages in a range that are worth a system call to give back.
-pub(super) const SWEPT_BYTES: u64 = 64 << 10;
-
-/// Bytes of whole pages that are given back at once. To write zeros to less, and have the pages again, takes a fifth of what
-/// new pages take; what is not used again is swept up.
-pub(super) const DISCARDED_BYTES: u64 = 4 << 20;
-
-/// Bytes of working memory that are worth a system call to have all their pages at once: it takes a fifth off what the
-/// faults cost.
-const POPULATED_BYTES: u64 = 256 << 10;
-
-/// The instruction that traps: `int3`.
-const TRAP: u8 = 0xcc;
 
 /// Largest stripe of code, and of read-only data, in bytes: data that lies behind them is to be within reach of code.
 const MAX_CODE_STRIPE_BYTES: u64 = 512 << 20;
@@ -71,85 +57,6 @@ fn beside_each_other(needs: StripeBytes, page: u64) -> Vec<Stripe> {
 /// The one stripe of a reservation for buffers.
 pub(super) fn buffers(bytes: u64) -> Vec<Stripe> {
     vec![Stripe { group: AllocGroup::standard(MemProt::RW), offset: 0, size: bytes, shared_with_children: true }]
-}
-
-/// This process's view of a reservation.
-pub(super) struct View {
-    /// The object behind it, if this process has to do more with that than to map it.
-    pub(super) object: Option<SharedObject>,
-    /// All of it, readable and writable.
-    pub(super) mapping: Arc<Mapping>,
-    /// The executor's own view, if that is in this process and stripes for data exist only there.
-    pub(super) own_data: Option<Arc<Mapping>>,
-    pub(super) stripes: Vec<Stripe>,
-    /// Allocations in the stripes. What is not in stripes the executor knows.
-    live: Mutex<Live>,
-}
-
-impl View {
-    pub(super) fn new(
-        object: Option<SharedObject>,
-        mapping: Arc<Mapping>,
-        own_data: Option<Arc<Mapping>>,
-        stripes: Vec<Stripe>,
-    ) -> Self {
-        Self { object, mapping, own_data, stripes, live: Mutex::default() }
-    }
-
-    fn live(&self) -> MutexGuard<'_, Live> {
-        // No code that can panic half-way through a change runs under this lock.
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the mapping that shows what the executor has at `offset`.
-    fn mapping_at(&self, offset: u64) -> &Arc<Mapping> {
-        let is_own = |stripe: &Stripe| {
-            stripe.is_copied_on_fork() && (stripe.offset..stripe.offset + stripe.size).contains(&offset)
-        };
-        match &self.own_data {
-            Some(own) if self.stripes.iter().any(is_own) => own,
-            _ => &self.mapping,
-        }
-    }
-
-    /// Makes sure that part of the object can be written, if its file system may be full.
-    pub(super) fn secure(&self, offset: u64, len: u64) -> Result<(), Error> {
-        let Some(object) = self.object.as_ref().filter(|_| len > 0) else { return Ok(()) };
-        object.secure(offset, len).map_err(|error| {
-            let text = match error {
-                Errno::NOSPC => "/dev/shm is full".to_owned(),
-                error => error.to_string(),
-            };
-            Error::shared("", "had", text)
-        })
-    }
-
-    fn working(&self, offset: u64, len: u64) -> Result<WorkingMemory, Error> {
-        WorkingMemory::in_mapping(self.mapping_at(offset), offset, len)
-    }
-
-    /// Makes a part of it ready for another allocation: `discarded` bytes of whole pages or more are given back.
-    fn recycle(&self, offset: u64, bytes: u64, group: AllocGroup, page_size: PageSize, discarded: u64) {
-        let (start, end) = (offset, offset + bytes);
-        let is_code = group.prot.contains(MemProt::EXEC) && !self.stripes.is_empty();
-        // Large ranges of data give their whole pages back to the system, and only the edges are written. Code is filled
-        // in any case: a page of zeros would not trap.
-        let pages = page_size.round_up(start).zip(Some(page_size.align().align_down(end)));
-        let pages = pages.filter(|(first, last)| !is_code && last.saturating_sub(*first) >= discarded);
-        let is_discarded = |&(first, last): &(u64, u64)| {
-            let mapping = self.mapping_at(first);
-            let range = mapping.range().start().checked_add(first);
-            let range = range.and_then(|addr| ExecutorAddrRange::from_len(addr, last - first));
-            range.is_some_and(|range| mapping.discard(range).is_ok())
-        };
-        let (first, last) = pages.filter(is_discarded).unwrap_or((end, end));
-        let fill = if is_code { TRAP } else { 0 };
-        for (from, to) in [(start, first), (last, end)].into_iter().filter(|(from, to)| from < to) {
-            if let Ok(memory) = self.working(from, to - from) {
-                memory.fill(fill);
-            }
-        }
-    }
 }
 
 /// The views of a mapper's reservations, and the allocations in their stripes.
@@ -240,26 +147,17 @@ impl Views {
         })
     }
 
-    /// As [`Self::working`], after making sure that there is physical memory where that has to be asked for, or where it
-    /// pays to ask for it at once.
+    /// As [`View::secured`].
     pub(super) fn secured(&self, range: ExecutorAddrRange) -> Result<WorkingMemory, Error> {
-        {
-            let reservations = self.lock();
-            let (around, view) = reservations.around(range)?;
-            if range.len() < POPULATED_BYTES && !view.object.as_ref().is_some_and(SharedObject::is_limited) {
-                return view.working(range.start().as_u64() - around.start().as_u64(), range.len());
-            }
-        }
         let (offset, view) = self.place(range)?;
-        view.secure(offset, range.len())?;
-        if range.len() >= POPULATED_BYTES {
-            let mapping = view.mapping_at(offset);
-            let start = mapping.range().start().checked_add(offset);
-            let pages = start.and_then(|start| ExecutorAddrRange::from_len(start, range.len()));
-            let pages = pages.ok_or(Error::OutsideReservation(range))?;
-            mapping.populate(pages).map_err(|error| Error::system("there is no physical memory", error))?;
-        }
-        view.working(offset, range.len())
+        view.secured(offset, range.len())
+    }
+
+    /// Returns the view of a reservation, if it has stripes.
+    pub(super) fn striped_view(&self, reservation: ExecutorAddr) -> Option<StripedView> {
+        let reservations = self.lock();
+        let (_, view) = reservations.0.get(&reservation).filter(|(_, view)| !view.stripes.is_empty())?;
+        Some(StripedView::new(reservation, self.page_size, Arc::clone(view)))
     }
 
     pub(super) fn stripes(&self, reservation: ExecutorAddr) -> Vec<StripeRange> {
@@ -274,19 +172,10 @@ impl Views {
 
     /// Makes segments ready for other allocations: `discarded` bytes of whole pages of data or more are given back.
     pub(super) fn recycle(&self, segments: &[(AllocGroup, ExecutorAddrRange)], discarded: u64) {
-        // Those of an allocation are in one reservation.
-        let mut last: Option<(ExecutorAddrRange, Arc<View>)> = None;
         for &(group, range) in segments {
-            let found = last.take().filter(|(around, _)| around.contains_range(range));
-            let found = found.or_else(|| {
-                let reservations = self.lock();
-                reservations.around(range).ok().map(|(around, view)| (*around, Arc::clone(view)))
-            });
-            if let Some((around, view)) = &found {
-                let offset = range.start().as_u64() - around.start().as_u64();
+            if let Ok((offset, view)) = self.place(range) {
                 view.recycle(offset, range.len(), group, self.page_size, discarded);
             }
-            last = found;
         }
     }
 
@@ -337,13 +226,17 @@ impl Views {
             if view.stripes.is_empty() {
                 continue;
             }
-            let checked = check_in_stripes(request, range.start(), view).and_then(|offset| {
-                let is_new = view.live().insert(offset, !request.actions.is_empty());
-                if is_new { Ok(()) } else { Err(Error::Busy(key)) }
-            });
+            let checked =
+                check_in_stripes(request, range.start(), view).and_then(|offset| match view.live().entry(offset) {
+                    Entry::Occupied(_) => Err(Error::Busy(key)),
+                    Entry::Vacant(entry) => {
+                        entry.insert(!request.actions.is_empty());
+                        Ok(())
+                    }
+                });
             if let Err(error) = checked {
                 for key in noted {
-                    live_at(&reservations, key, Live::remove);
+                    live_at(&reservations, key, forget);
                 }
                 return Err(error);
             }
@@ -357,7 +250,7 @@ impl Views {
         self.recycle(&undo.segments, DISCARDED_BYTES);
         let reservations = self.lock();
         for &key in &undo.striped {
-            live_at(&reservations, key, Live::remove);
+            live_at(&reservations, key, forget);
         }
     }
 
@@ -367,7 +260,7 @@ impl Views {
         let mut told = Vec::new();
         let mut ended: SmallVec<[(ExecutorAddr, bool); 4]> = SmallVec::with_capacity(keys.len());
         for key in keys {
-            match live_at(&reservations, key, Live::remove) {
+            match live_at(&reservations, key, forget) {
                 Some(Some(is_told)) => {
                     ended.push((key, is_told));
                     if is_told {
@@ -390,6 +283,10 @@ impl Views {
 
 /// Keys of allocations.
 type Keys = SmallVec<[ExecutorAddr; 4]>;
+
+fn forget(live: &mut Live, offset: u64) -> Option<bool> {
+    live.remove(&offset)
+}
 
 /// Looks at or changes what is known of an address in the stripes of a reservation; none if it is not in such.
 fn live_at<R>(

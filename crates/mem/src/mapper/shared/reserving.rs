@@ -3,7 +3,7 @@
 use super::{Backing, Inner, Map, MapObject, MapObjectAt};
 use crate::Error;
 use crate::mapper::posix::{attach, take, unlink_orphans};
-use crate::mapper::views::View;
+use crate::mapper::view::View;
 use crate::mapper::{bad_answer, check_keys, check_reserved, refused};
 use crate::service::nameless_error;
 use crate::sys::{Place, SharedObject};

@@ -199,6 +199,15 @@ impl Mapping {
         populated.or_else(|error| if error == Errno::INVAL { Ok(()) } else { Err(error) })
     }
 
+    /// Sets every byte of `range` to `value`.
+    pub(crate) fn fill(&self, range: ExecutorAddrRange, value: u8) -> Result<(), Errno> {
+        let start = self.inside(range)?;
+        // SAFETY: the range is inside this mapping, to whose bytes no reference exists, and has been writable since it was
+        // mapped: whoever fills it has a view to write by.
+        unsafe { std::ptr::write_bytes(start, value, range.len() as usize) };
+        Ok(())
+    }
+
     /// Copies `bytes` to `addr`.
     pub(crate) fn write(&self, addr: ExecutorAddr, bytes: &[u8]) -> Result<(), Errno> {
         let range = ExecutorAddrRange::from_len(addr, bytes.len() as u64).ok_or(Errno::FAULT)?;
