@@ -146,12 +146,9 @@ impl SharedObject {
         self.is_limited
     }
 
-    /// Makes sure that the pages of a range can be written: without this, writing when the file system is full is a
-    /// SIGBUS. `fallocate(2)`.
+    /// Has physical memory for the pages of a range. Without this, writing when the file system is full is a SIGBUS.
+    /// `fallocate(2)`.
     pub(crate) fn secure(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
-        if !self.is_limited {
-            return Ok(());
-        }
         let secure = || rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), offset, bytes);
         call(SystemCall::Fallocate, || rustix::io::retry_on_intr(secure))
     }
