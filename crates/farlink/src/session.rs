@@ -348,6 +348,12 @@ impl Session {
         self.inner.memory.stats()
     }
 
+    /// Gives the physical memory of what is free back to the system at once, which otherwise happens a second or two after it was
+    /// last needed.
+    pub fn trim_memory(&self) {
+        self.inner.memory.trim();
+    }
+
     /// Returns the id of the executor's process, or of the first executor's, if this session started it.
     #[must_use]
     pub fn process_id(&self) -> Option<u32> {

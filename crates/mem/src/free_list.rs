@@ -283,8 +283,7 @@ impl FreeList {
 
     /// Returns the free ranges, by address.
     pub(crate) fn ranges(&self) -> Vec<ExecutorAddrRange> {
-        let ranges = self.at_least(0);
-        let mut ranges: Vec<_> = ranges.filter_map(|free| ExecutorAddrRange::from_len(free.start, free.len)).collect();
+        let mut ranges = self.of_length(0);
         ranges.sort_unstable();
         ranges
     }
@@ -294,9 +293,10 @@ impl FreeList {
         self.total
     }
 
-    /// Returns where the free ranges of at least `len` bytes begin.
-    pub(crate) fn of_length(&self, len: u64) -> Vec<ExecutorAddr> {
-        self.at_least(len).map(|free| free.start).collect()
+    /// Returns the free ranges of at least `len` bytes.
+    pub(crate) fn of_length(&self, len: u64) -> Vec<ExecutorAddrRange> {
+        let ranges = self.at_least(len);
+        ranges.filter_map(|free| ExecutorAddrRange::from_len(free.start, free.len)).collect()
     }
 
     fn at_least(&self, len: u64) -> impl Iterator<Item = Free> {
@@ -305,11 +305,16 @@ impl FreeList {
         ranges.filter(move |free| free.len >= len)
     }
 
-    /// Takes all of the free range that begins at `start`, if there is one.
-    pub(crate) fn take_whole(&mut self, start: ExecutorAddr) -> Option<ExecutorAddrRange> {
-        let index = self.beginning_at(start)?;
+    /// Takes what is free of `wanted`, as far as that is in the free range that ends at `end`, if there is one.
+    pub(crate) fn take_of(&mut self, end: ExecutorAddr, wanted: ExecutorAddrRange) -> Option<ExecutorAddrRange> {
+        let index = self.ending_at(end)?;
+        let start = self.free(index).start.max(wanted.start());
+        let taken = ExecutorAddrRange::new(start, wanted.end().min(end)).filter(|taken| !taken.is_empty())?;
         let free = self.remove(index);
-        ExecutorAddrRange::from_len(free.start, free.len)
+        for rest in [ExecutorAddrRange::new(free.start, start), ExecutorAddrRange::new(taken.end(), end)] {
+            rest.into_iter().filter(|rest| !rest.is_empty()).for_each(|rest| self.insert(rest.start(), rest.len()));
+        }
+        Some(taken)
     }
 }
 
@@ -365,11 +370,21 @@ mod tests {
             let free: Vec<_> = (0..SIZE).filter(|&at| !used[at as usize]).map(|at| at + BASE).collect();
             let told = list.ranges().into_iter().flat_map(|range| range.start().as_u64()..range.end().as_u64());
             prop_assert_eq!(told.collect::<Vec<_>>(), free);
-            // What is taken whole and given back is as it was.
-            for start in list.of_length(1) {
-                let range = list.take_whole(start).unwrap();
-                prop_assert!(list.take_whole(start).is_none());
-                list.give(range);
+            // Of each, a part that is taken is taken out, and given back it is as it was.
+            let before = list.ranges();
+            for range in list.of_length(1) {
+                let wanted = ExecutorAddrRange::new(ExecutorAddr::new(BASE + 100), ExecutorAddr::new(BASE + SIZE / 2)).unwrap();
+                let start = range.start().max(wanted.start());
+                let expected = ExecutorAddrRange::new(start, range.end().min(wanted.end())).filter(|part| !part.is_empty());
+                let part = list.take_of(range.end(), wanted);
+                prop_assert_eq!(part, expected);
+                let total: u64 = before.iter().map(|range| range.len()).sum();
+                prop_assert_eq!(list.total(), total - part.map_or(0, |part| part.len()));
+                if let Some(part) = part {
+                    prop_assert!(list.ranges().iter().all(|range| !range.overlaps(part)));
+                    list.give(part);
+                }
+                prop_assert_eq!(list.ranges(), before.clone());
             }
             for range in taken {
                 list.give(range);

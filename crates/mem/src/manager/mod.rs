@@ -8,10 +8,12 @@
 
 mod access;
 mod alloc;
+mod buffers;
 mod finding;
 mod layout;
 mod pool;
 mod space;
+mod sweep;
 
 pub use alloc::{AllocatedSegment, FinalizedAlloc, InFlightAlloc, SegmentLayout, SharedBuffer};
 pub use finding::DirectoryActions;
@@ -19,13 +21,14 @@ pub use layout::{AreaLayout, ReservationLayout};
 
 use crate::{Error, FinalizeRequest, FinalizeSegment, MemoryMapper, StripeBytes, StripedView};
 use alloc::Taken;
-use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt, PageSize};
+use farlink_addr::{ExecutorAddr, ExecutorAddrRange, PageSize};
 use farlink_rpc::{CallError, Pending};
 use farlink_wire::msg::ActionPair;
 use pool::State;
 use space::{Place, Request, Reservation, is_code};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use sweep::Watch;
 
 /// What a manager holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,15 +52,6 @@ pub struct MemoryStats {
     pub live_allocations: u64,
 }
 
-/// Bytes that are reserved for buffers at once, unless one is larger: 64 MiB. Pages are used only as they are touched.
-const BUFFER_RESERVATION_BYTES: u64 = 64 << 20;
-
-/// Buffers begin at multiples of a cache line's bytes.
-const BUFFER_ALIGN: Align = match Align::new(64) {
-    Some(align) => align,
-    None => unreachable!(),
-};
-
 /// Number of managers that there have been.
 static MANAGERS: AtomicU32 = AtomicU32::new(0);
 
@@ -80,6 +74,7 @@ struct Inner {
     state: Mutex<State>,
     /// A reservation that has been asked for before an allocation needs it.
     ahead: Mutex<Option<Pending<Result<ExecutorAddrRange, Error>>>>,
+    watch: Arc<Watch>,
 }
 
 impl MemoryManager {
@@ -97,10 +92,12 @@ impl MemoryManager {
         directory_actions: Option<DirectoryActions>,
     ) -> Self {
         let page_size = mapper.page_size();
-        let (state, ahead) = (Mutex::default(), Mutex::default());
         let number = MANAGERS.fetch_add(1, Ordering::Relaxed);
-        let inner = Inner { number, mapper, page_size, reservation_bytes, directory_actions, state, ahead };
-        Self { inner: Arc::new(inner) }
+        let inner = Arc::new_cyclic(|inner| {
+            let (state, ahead, watch) = (Mutex::default(), Mutex::default(), Watch::new(Weak::clone(inner)));
+            Inner { number, mapper, page_size, reservation_bytes, directory_actions, state, ahead, watch }
+        });
+        Self { inner }
     }
 
     /// Asks for the first reservation without waiting for it: the executor makes it while the controller prepares what goes
@@ -172,35 +169,6 @@ impl MemoryManager {
         })
     }
 
-    /// Allocates `bytes` that both processes read and write for as long as they like: see [`SharedBuffer`].
-    ///
-    /// Makes no call to the executor if a reservation for buffers has room. The operation fails with
-    /// [`Error::NotShared`] if the executor's memory is reached by messages only, and if there is no memory.
-    pub fn allocate_buffer(&self, bytes: u64) -> Pending<Result<SharedBuffer, Error>> {
-        let layout = SegmentLayout {
-            group: AllocGroup::standard(MemProt::RW),
-            content_bytes: bytes,
-            zero_fill_bytes: 0,
-            align: BUFFER_ALIGN,
-        };
-        let request = match Request::new(vec![layout], self.inner.page_size) {
-            Ok(request) => request,
-            Err(error) => return Pending::ready(Err(error)),
-        };
-        if let Some(buffer) = self.inner.take_buffer(&request) {
-            return Pending::ready(buffer);
-        }
-        let inner = Arc::clone(&self.inner);
-        let wanted = request.reserve_bytes(BUFFER_RESERVATION_BYTES, self.inner.page_size);
-        self.inner.mapper.reserve_buffers(wanted).map(move |reserved| {
-            let range = reserved?;
-            let reservation = Reservation::new(range, &*inner.mapper);
-            inner.lock().buffers.insert(range.start(), reservation);
-            let taken = inner.take_buffer(&request);
-            taken.unwrap_or(Err(Error::OutOfAddressSpace { bytes: wanted }))
-        })
-    }
-
     /// Ends allocations with one request: their dealloc actions run, and their ranges are free again, also if an
     /// action fails. If the executor cannot be reached, or the result is dropped instead of waited for, they stay
     /// taken.
@@ -245,6 +213,12 @@ impl MemoryManager {
             stats.live_bytes -= reservation.table_bytes();
         }
         stats
+    }
+}
+
+impl Drop for MemoryManager {
+    fn drop(&mut self) {
+        self.inner.watch.end();
     }
 }
 
@@ -303,30 +277,6 @@ impl Inner {
 
     fn view_of(&self, reservation: ExecutorAddr) -> Option<StripedView> {
         self.lock().reservations.get(&reservation).and_then(|reservation| reservation.view.clone())
-    }
-
-    /// Takes a buffer from the first reservation for buffers that has it.
-    fn take_buffer(self: &Arc<Self>, request: &Request) -> Option<Result<SharedBuffer, Error>> {
-        let mut state = self.lock();
-        let found = state.buffers.iter_mut().find_map(|(&base, reservation)| {
-            let ranges = reservation.take(request)?;
-            let (is_striped, requested_bytes) = (reservation.is_striped(), request.requested_bytes());
-            Some(Place { reservation: base, ranges, is_striped, requested_bytes, view: None })
-        });
-        drop(state);
-        let place = found?;
-        let bytes = request.requested_bytes();
-        let range = ExecutorAddrRange::from_len(place.ranges[0].start(), bytes).expect("the range has all of it");
-        let taken = Taken { inner: Arc::clone(self), place: Some(place) };
-        Some(match self.mapper.prepare(range) {
-            Ok(working) => Ok(SharedBuffer { range, working, taken }),
-            Err(error) => {
-                if let Some(place) = taken.keep() {
-                    self.free_buffer(&place);
-                }
-                Err(error)
-            }
-        })
     }
 
     /// Reserves, or takes the reservation that was asked for ahead.
@@ -408,7 +358,8 @@ impl Inner {
             Some(view) => view.prepare(range),
             None => self.mapper.prepare(range),
         };
-        let place = |(index, (layout, offset)): (usize, (SegmentLayout, u64))| {
+        let mut segments = Vec::with_capacity(request.segments.len());
+        for (index, (layout, offset)) in request.segments.into_iter().enumerate() {
             // In stripes each segment has a range, else all have one.
             let (range, offset) = if is_striped { (ranges[index], 0) } else { (ranges[0], offset) };
             let addr = range.start().checked_add(offset).expect("the range has all segments");
@@ -428,10 +379,9 @@ impl Inner {
             }
             let working = prepare(range(layout.content_bytes))?;
             let (group, content_bytes) = (layout.group, layout.content_bytes);
-            Ok(AllocatedSegment { group, range: range(len), content_bytes, working })
-        };
-        let segments: Result<Vec<_>, Error> = request.segments.into_iter().enumerate().map(place).collect();
-        Ok(InFlightAlloc { segments: segments?, taken: Some(taken) })
+            segments.push(AllocatedSegment { group, range: range(len), content_bytes, working });
+        }
+        Ok(InFlightAlloc { segments, taken: Some(taken) })
     }
 }
 

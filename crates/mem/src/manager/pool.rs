@@ -1,8 +1,8 @@
-//! What a manager knows of its reservations, and what it gives back to the system.
+//! What a manager knows of its reservations, and what becomes of places that are given back.
 
 use super::Inner;
 use super::space::{Place, Reservation};
-use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt};
+use farlink_addr::ExecutorAddr;
 use std::collections::BTreeMap;
 
 #[derive(Default)]
@@ -12,6 +12,8 @@ pub(super) struct State {
     pub(super) buffers: BTreeMap<ExecutorAddr, Reservation>,
     pub(super) live_allocations: u64,
     pub(super) requested_bytes: u64,
+    /// Whether somebody looks what is not needed any more.
+    pub(super) is_watched: bool,
 }
 
 impl State {
@@ -41,53 +43,20 @@ impl State {
 }
 
 impl Inner {
-    /// Gives a place back, and to the system what nobody needs any more.
+    /// Gives a place back, and has an eye kept on it if it is much that has become free.
     pub(super) fn give(&self, place: &Place) {
-        let (spare, stale) = {
+        let (spare, is_unwatched) = {
             let mut state = self.lock();
             let spare = state.give(place, self.mapper.is_exclusive());
-            (spare, state.reservations.get_mut(&place.reservation).map(Reservation::stale).unwrap_or_default())
+            let is_stale = state.reservations.get(&place.reservation).is_some_and(Reservation::is_stale);
+            (spare, is_stale && !std::mem::replace(&mut state.is_watched, true))
         };
         if !spare.is_empty() {
             // Nothing is there any more that could go wrong, and nobody to be told.
             drop(self.mapper.release(spare));
         }
-        for (prot, area) in stale {
-            self.sweep(place.reservation, prot, area);
-        }
-    }
-
-    /// Drops the physical memory of the large free ranges of a stripe. Each is taken meanwhile.
-    fn sweep(&self, base: ExecutorAddr, prot: MemProt, area: ExecutorAddrRange) {
-        let large = self.lock().reservations.get_mut(&base).map(|reservation| reservation.large_free(area));
-        for start in large.into_iter().flatten() {
-            let take = |reservation: &mut Reservation| reservation.take_to_sweep(area, start);
-            let Some(range) = self.lock().reservations.get_mut(&base).and_then(take) else { continue };
-            // Also of code: where this is done, there is none.
-            self.mapper.discard(&[(AllocGroup::standard(prot.difference(MemProt::EXEC)), range)]);
-            if let Some(reservation) = self.lock().reservations.get_mut(&base) {
-                reservation.give_swept(range);
-            }
-        }
-    }
-
-    /// Ends a buffer. What is in it is dropped, and its reservation if nothing else is in it.
-    pub(super) fn free_buffer(&self, place: &Place) {
-        let segments: Vec<_> = place.ranges.iter().map(|&range| (AllocGroup::standard(MemProt::RW), range)).collect();
-        self.mapper.discard(&segments);
-        let is_empty = {
-            let mut state = self.lock();
-            let Some(reservation) = state.buffers.get_mut(&place.reservation) else { return };
-            reservation.give(&place.ranges);
-            let is_empty = reservation.live == 0;
-            if is_empty {
-                state.buffers.remove(&place.reservation);
-            }
-            is_empty
-        };
-        if is_empty {
-            // As above.
-            drop(self.mapper.release(vec![place.reservation]));
+        if is_unwatched {
+            self.watch();
         }
     }
 }

@@ -47,18 +47,39 @@ pub(super) struct Area {
     pub(super) free: FreeList,
     /// Bytes that became free and were not taken again: as many may still have physical memory.
     stale_bytes: u64,
+    /// The fewest of them since somebody looked: nobody has needed these.
+    unneeded_bytes: u64,
 }
 
 impl Area {
     fn new(prot: Option<MemProt>, range: ExecutorAddrRange) -> Self {
-        Self { prot, range, free: FreeList::new(range), stale_bytes: 0 }
+        Self { prot, range, free: FreeList::new(range), stale_bytes: 0, unneeded_bytes: 0 }
+    }
+
+    fn take(
+        &mut self,
+        bytes: u64,
+        align: Align,
+        is_usable: impl Fn(ExecutorAddrRange) -> bool,
+    ) -> Option<ExecutorAddrRange> {
+        let range = take_usable(&mut self.free, bytes, align, is_usable)?;
+        self.stale_bytes = self.stale_bytes.saturating_sub(bytes);
+        self.unneeded_bytes = self.unneeded_bytes.min(self.stale_bytes);
+        Some(range)
+    }
+
+    /// Returns whether so much has become free that it may be worth giving back. Freed code traps, so it keeps its pages until
+    /// its reservation has nothing at all.
+    fn is_stale(&self, is_empty: bool) -> bool {
+        let is_code = |prot: MemProt| prot.contains(MemProt::EXEC);
+        self.stale_bytes >= STALE_BYTES && self.prot.is_some_and(|prot| is_empty || !is_code(prot))
     }
 }
 
 /// Free ranges of at least this many bytes give their physical memory back.
 const SWEPT_BYTES: u64 = 64 << 10;
 
-/// That is looked after when this many bytes have become free in a stripe, in pieces.
+/// Fewer bytes than this that have become free in a stripe, in pieces, keep it for good.
 const STALE_BYTES: u64 = 8 << 20;
 
 impl Reservation {
@@ -85,11 +106,8 @@ impl Reservation {
             let mut area = self.areas.iter_mut().find(|area| area.prot == Some(layout.group.prot));
             let (bytes, align) = (packed_bytes(layout), layout.align.max(granule(layout.group.prot)));
             let is_usable = |range| !is_code(layout) || !has_bad_address(range);
-            match area.as_mut().and_then(|area| take_usable(&mut area.free, bytes, align, is_usable)) {
-                Some(range) => {
-                    area.into_iter().for_each(|area| area.stale_bytes = area.stale_bytes.saturating_sub(bytes));
-                    ranges.push(range);
-                }
+            match area.as_mut().and_then(|area| area.take(bytes, align, is_usable)) {
+                Some(range) => ranges.push(range),
                 None => {
                     self.give_ranges(&ranges);
                     return None;
@@ -134,30 +152,47 @@ impl Reservation {
         self.areas.iter_mut().find(|area| area.range.contains_range(range))
     }
 
-    /// Returns the stripes of which enough has become free, in pieces, that a look at their free ranges pays. Those of
-    /// code are not among them, since freed code traps: only a reservation that has nothing at all gives it back.
-    pub(super) fn stale(&mut self) -> Vec<(MemProt, ExecutorAddrRange)> {
-        let is_empty = self.live == 0;
-        let is_stale = |area: &&mut Area| {
-            let is_code = area.prot.is_some_and(|prot| prot.contains(MemProt::EXEC));
-            area.stale_bytes >= STALE_BYTES && (is_empty || !is_code)
-        };
-        let take = |area: &mut Area| {
-            area.stale_bytes = 0;
-            Some((area.prot?, area.range))
-        };
-        self.areas.iter_mut().filter(is_stale).filter_map(take).collect()
+    /// Returns whether a stripe has so much that became free that it may be worth giving back.
+    pub(super) fn is_stale(&self) -> bool {
+        self.areas.iter().any(|area| area.is_stale(self.live == 0))
     }
 
-    /// Returns where the large free ranges of `area` begin.
-    pub(super) fn large_free(&mut self, area: ExecutorAddrRange) -> Vec<ExecutorAddr> {
+    /// Returns the stripes with much that became free and that nobody has taken again since the last look, and then they have
+    /// none; or all that became free, if not only that is wanted.
+    pub(super) fn unneeded(&mut self, is_any_wanted: bool) -> Vec<ExecutorAddrRange> {
+        let is_empty = self.live == 0;
+        let look = |area: &mut Area| {
+            let is_unneeded = area.is_stale(is_empty) && area.unneeded_bytes >= STALE_BYTES;
+            if !is_unneeded && !is_any_wanted {
+                area.unneeded_bytes = area.stale_bytes;
+                return None;
+            }
+            area.prot.filter(|prot| is_empty || !prot.contains(MemProt::EXEC))?;
+            (area.stale_bytes, area.unneeded_bytes) = (0, 0);
+            Some(area.range)
+        };
+        self.areas.iter_mut().filter_map(look).collect()
+    }
+
+    /// Returns the large free ranges of `area`.
+    pub(super) fn large_free(&mut self, area: ExecutorAddrRange) -> Vec<ExecutorAddrRange> {
         self.area_of(area).map(|area| area.free.of_length(SWEPT_BYTES)).unwrap_or_default()
     }
 
-    /// Takes the free range of `area` that begins at `start`, if it still does: whoever took it may drop its physical
-    /// memory, and gives it back by [`Self::give_swept`].
-    pub(super) fn take_to_sweep(&mut self, area: ExecutorAddrRange, start: ExecutorAddr) -> Option<ExecutorAddrRange> {
-        self.area_of(area)?.free.take_whole(start)
+    /// Takes what is still free of `piece`, which is in a range that ended at `end`: whoever took it may drop its physical
+    /// memory, and gives it back by [`Self::give_swept`]. If nothing of it is, `left` bytes are as they were before the look.
+    pub(super) fn take_to_sweep(
+        &mut self,
+        end: ExecutorAddr,
+        piece: ExecutorAddrRange,
+        left: u64,
+    ) -> Option<ExecutorAddrRange> {
+        let area = self.area_of(piece)?;
+        let taken = area.free.take_of(end, piece);
+        if taken.is_none() {
+            area.stale_bytes += left;
+        }
+        taken
     }
 
     pub(super) fn give_swept(&mut self, range: ExecutorAddrRange) {
