@@ -9,11 +9,11 @@ use super::space::Reservation;
 use super::{Inner, MemoryManager};
 use crate::StripedView;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-/// Time between two looks. What a program takes again within that it takes again and again, so to speak; and a second is not
-/// much for what nobody uses.
+/// Time between two looks: long for a program that frees and allocates by turns, and short for memory that nobody uses.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Bytes of free memory that nobody can have while they are given back: that takes a millisecond or so.
@@ -24,15 +24,18 @@ pub(super) struct Watch {
     /// Locked while it is looked, so that a manager that goes waits for that.
     inner: Mutex<Weak<Inner>>,
     ended: Condvar,
+    /// Whether the manager goes, and with it all that could be given back.
+    is_ending: AtomicBool,
 }
 
 impl Watch {
     pub(super) fn new(inner: Weak<Inner>) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::new(inner), ended: Condvar::new() })
+        Arc::new(Self { inner: Mutex::new(inner), ended: Condvar::new(), is_ending: AtomicBool::new(false) })
     }
 
     /// Has nobody look any more.
     pub(super) fn end(&self) {
+        self.is_ending.store(true, Ordering::Relaxed);
         *self.inner.lock().unwrap_or_else(PoisonError::into_inner) = Weak::new();
         self.ended.notify_all();
     }
@@ -96,7 +99,7 @@ impl Inner {
         let large = self.lock().reservations.get_mut(&base).map(|reservation| reservation.large_free(area));
         for range in large.into_iter().flatten() {
             let mut rest = range;
-            while !rest.is_empty() {
+            while !rest.is_empty() && !self.watch.is_ending.load(Ordering::Relaxed) {
                 let start = rest.end().checked_sub(PIECE_BYTES).map_or(range.start(), |start| start.max(range.start()));
                 let piece = ExecutorAddrRange::new(start, rest.end()).expect("it is a part of the range");
                 let take = |reservation: &mut Reservation| reservation.take_to_sweep(range.end(), piece, rest.len());
