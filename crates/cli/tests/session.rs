@@ -307,6 +307,66 @@ fn absolute_symbols() {
     });
 }
 
+/// What code does not reach by itself it reaches through stubs and slots, which the first object that wants it gets when that
+/// turns out and the next at once; nothing is left of that, and what is in reach takes less.
+#[test]
+fn definitions_out_of_reach() {
+    let objects = Objects::new();
+    let source = |number: usize| {
+        format!(
+            "extern char far_place; int far_function(void); int near(void);
+            int use_{number}(int count) {{ return count > 5 ? far_function() : (int)((long)&far_place >> 36) + near(); }}"
+        )
+    };
+    in_each_session(|session| {
+        let library = session.create_library("main");
+        let far = 0x1230_0000_0000;
+        library.define("far_place", ExecutorAddr::new(far)).unwrap();
+        library.define("far_function", ExecutorAddr::new(far)).unwrap();
+        let near = objects.add(&library, "near.c", "int near(void) { return 7; }");
+        let mut sizes = Vec::new();
+        let mut added = Vec::new();
+        for number in 0..2 {
+            added.push(objects.add(&library, "use.c", &source(number)));
+            let before = session.memory_stats().requested_bytes;
+            assert_eq!(run(&library, &format!("use_{number}")), 0x123 + 7);
+            sizes.push(session.memory_stats().requested_bytes - before);
+        }
+        // The first came with what it calls.
+        assert!(sizes[0] > sizes[1], "{sizes:?}");
+        let beside = session.create_library("beside");
+        objects.add(
+            &beside,
+            "near.c",
+            "int near(void) { return 7; } int far_function(void) { return 8; } char far_place;",
+        );
+        objects.add(&beside, "use.c", &source(0));
+        let before = session.memory_stats().requested_bytes;
+        beside.lookup_all(&["near", "use_0"]).unwrap();
+        assert!(session.memory_stats().requested_bytes - before < sizes[0], "{sizes:?}");
+        drop(beside);
+        assert_eq!(session.memory_stats().live_allocations, 3);
+        added.into_iter().chain([near]).for_each(|object| library.remove(object).unwrap());
+        assert_eq!(session.memory_stats().live_bytes, 0);
+    });
+}
+
+/// This program's own functions are far from linked code, which is where shared libraries are.
+#[test]
+fn calls_of_the_program() {
+    extern "C" fn twice(number: i32) -> i32 {
+        number * 2
+    }
+    let objects = Objects::new();
+    let session = Session::in_process().unwrap();
+    let library = session.create_library("main");
+    library.define("twice", ExecutorAddr::new(twice as *const () as u64)).unwrap();
+    for name in ["one", "other"] {
+        objects.add(&library, "calls.c", &format!("int twice(int); int {name}(void) {{ return twice(21) + 1; }}"));
+        assert_eq!(run(&library, name), 43);
+    }
+}
+
 /// A long chain of objects that need each other links in one batch, and its memory comes back.
 #[test]
 fn long_chain() {

@@ -155,7 +155,7 @@ fn collect(
     batch: &Batch<'_>,
     is_unknown: impl Fn(&mut State, &str) -> bool,
 ) -> Result<(Claim, Unready), Error> {
-    let mut claim = Claim::new(library.session.low_memory);
+    let mut claim = Claim::new(&library.session);
     let mut state = library.lock();
     let collected = claim.collect(&mut state, batch);
     let mut names = std::mem::take(&mut claim.one_per_program);
@@ -277,9 +277,14 @@ fn link_claimed(
     stopwatch: &mut Stopwatch<'_>,
 ) -> Result<Linked, Error> {
     let session = &library.session;
-    let places = place::place(session, claim)?;
+    let mut places = place::place(session, claim)?;
     stopwatch.lap("allocate", &mut times.allocate);
-    let addresses = resolve::resolve(library, claim, &places, batch.names)?;
+    let mut addresses = resolve::resolve(library, claim, &places, batch.names)?;
+    if place::add_missing_entries(library, claim) {
+        drop(places);
+        places = place::place(session, claim)?;
+        addresses = resolve::resolve(library, claim, &places, batch.names)?;
+    }
     let module = thread_local::place(session, claim)?;
     let linked = resolve::resolve_thread_local(library, claim).and_then(|()| {
         stopwatch.lap("resolve", &mut times.resolve);

@@ -6,6 +6,7 @@
 use crate::Error;
 use crate::batch::Batch;
 use crate::library::ObjectId;
+use crate::session::SessionInner;
 use crate::state::{ObjectState, State};
 use crate::table::{Definition, Value};
 use farlink_addr::ExecutorAddr;
@@ -85,6 +86,8 @@ pub(crate) struct Claim {
     pub(crate) shared: Vec<ExecutorAddr>,
     /// Whether there may be code with 32-bit absolute addresses.
     low_memory: bool,
+    /// Whether tables have entries also for what is in reach: it may not stay so, or somebody wants to see them.
+    wants_entries: bool,
     /// Stubs for names that such code wants the addresses of.
     pub(crate) function_stubs: Vec<AskedStub>,
     /// If there are any: the names that the batch defines and of which a program has one definition.
@@ -92,8 +95,9 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    pub(crate) fn new(low_memory: bool) -> Self {
-        Self { low_memory, ..Self::default() }
+    pub(crate) fn new(session: &SessionInner) -> Self {
+        let wants_entries = session.runtime.is_none() || session.may_relink();
+        Self { low_memory: session.low_memory, wants_entries, ..Self::default() }
     }
 
     /// Claims everything that `batch` needs.
@@ -126,7 +130,9 @@ impl Claim {
         if self.low_memory {
             self.add_function_stubs();
         }
-        self.objects.iter_mut().try_for_each(|claimed| Ok(farlink_graph::build_tables(&mut claimed.graph)?))
+        let (wants_entries, far) = (self.wants_entries, &state.far);
+        let is_far = |name: &str| wants_entries || far.has(name);
+        self.objects.iter_mut().try_for_each(|claimed| Ok(farlink_graph::build_tables(&mut claimed.graph, is_far)?))
     }
 
     /// Finds a source for each new external symbol of an object of the batch.

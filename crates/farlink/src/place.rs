@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::claim::{Claim, Of};
+use crate::library::LibraryInner;
 use crate::parallel;
 use crate::session::SessionInner;
 use farlink_addr::{ExecutorAddr, ExecutorAddrRange, MemProt};
@@ -48,6 +49,23 @@ pub(crate) fn place(session: &SessionInner, claim: &mut Claim) -> Result<Places,
         sets.push((set, allocation));
     }
     Ok(Places { objects, sets })
+}
+
+/// Gives the objects of the batch all entries in their tables if something turns out to be out of reach without, now that
+/// everything has its address. Returns whether it did: then they are to be placed anew.
+pub(crate) fn add_missing_entries(library: &LibraryInner, claim: &mut Claim) -> bool {
+    let mut is_missing = false;
+    for claimed in &claim.objects {
+        let graph = &claimed.graph;
+        for symbol in farlink_graph::missing_entries(graph) {
+            is_missing = true;
+            library.lock().far.add(graph.symbol_name(symbol));
+        }
+    }
+    if is_missing {
+        claim.objects.iter_mut().for_each(|claimed| farlink_graph::add_entries(&mut claimed.graph));
+    }
+    is_missing
 }
 
 impl SessionInner {

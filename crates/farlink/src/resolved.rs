@@ -5,7 +5,7 @@
 //! and who needs a name gets it then.
 
 use farlink_addr::ExecutorAddr;
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 
 /// The names of a library that have been asked for.
 #[derive(Default)]
@@ -38,6 +38,26 @@ impl Resolved {
     }
 }
 
+/// As many names are kept of those that were out of reach. To find one out again takes another allocation.
+const MAX_FAR_NAMES: usize = 1 << 16;
+
+/// Names that code has turned out not to reach without an entry in a table: what refers to them next gets one at once.
+#[derive(Default)]
+pub(crate) struct FarNames(HashSet<Box<str>>);
+
+impl FarNames {
+    pub(crate) fn add(&mut self, name: &str) {
+        if self.0.len() >= MAX_FAR_NAMES {
+            self.0.clear();
+        }
+        self.0.insert(name.into());
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        !self.0.is_empty() && self.0.contains(name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,5 +75,16 @@ mod tests {
         assert_eq!((resolved.get("a", false, 1), resolved.get("b", true, 1)), (None, None));
         resolved.insert("a", found, 0);
         assert_eq!(resolved.get("a", false, 1), None, "an answer from before the opening");
+    }
+
+    /// Names that are far are kept, however many there were before, and take no memory without end.
+    #[test]
+    fn far_names_are_bounded() {
+        let mut far = FarNames::default();
+        assert!(!far.has("0"));
+        for number in 0..=MAX_FAR_NAMES {
+            far.add(&number.to_string());
+            assert!(far.has(&number.to_string()) && far.0.len() <= MAX_FAR_NAMES);
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::lazy::LazyNames;
 use crate::library::ObjectId;
 use crate::names::{MANY, NameId};
 use crate::redirect::Redirects;
-use crate::resolved::Resolved;
+use crate::resolved::{FarNames, Resolved};
 use crate::table::{Definition, Strength, SymbolTable};
 use crate::{Error, PhaseTimes};
 use ecow::EcoString;
@@ -32,6 +32,8 @@ pub(crate) struct State {
     pub(crate) shared: Vec<ExecutorAddr>,
     /// What the executor has said of names that are defined elsewhere.
     pub(crate) resolved: Resolved,
+    /// Names that are out of reach of linked code.
+    pub(crate) far: FarNames,
     pub(crate) times: PhaseTimes,
     pub(crate) redirects: Redirects,
     pub(crate) lazy: LazyNames,

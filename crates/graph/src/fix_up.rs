@@ -121,7 +121,9 @@ impl Writer<'_> {
         let s = address(graph, edge.target);
         let a = edge.addend as u64;
         let got = || table_start(graph.tables.got.block, graph);
-        let slot = || entry(graph, &graph.tables.got, edge.target, ENTRY_BYTES).unwrap_or_default();
+        let slot = || entry(graph, &graph.tables.got, edge.target, ENTRY_BYTES);
+        // Only what may be written without one can be without a slot.
+        let given_slot = || slot().unwrap_or_default();
         let relative = |value: u64| value.wrapping_add(a).wrapping_sub(p);
         match edge.kind {
             EdgeKind::Pointer64 => self.field(edge, s.wrapping_add(a), 8, Fit::Bits, ""),
@@ -140,19 +142,20 @@ impl Writer<'_> {
                 if self.relax(edge, s, p)? {
                     return Ok(());
                 }
-                self.field(edge, relative(slot()), 4, Fit::Signed, PIC_HINT)
+                let slot = slot().ok_or_else(|| self.out_of_range(edge, relative(s), PIC_HINT))?;
+                self.field(edge, relative(slot), 4, Fit::Signed, PIC_HINT)
             }
-            EdgeKind::GotPcRel32 => self.field(edge, relative(slot()), 4, Fit::Signed, PIC_HINT),
-            EdgeKind::GotPcRel64 => self.field(edge, relative(slot()), 8, Fit::Bits, ""),
+            EdgeKind::GotPcRel32 => self.field(edge, relative(given_slot()), 4, Fit::Signed, PIC_HINT),
+            EdgeKind::GotPcRel64 => self.field(edge, relative(given_slot()), 8, Fit::Bits, ""),
             EdgeKind::GotPc32 => self.field(edge, relative(got()), 4, Fit::Signed, PIC_HINT),
             EdgeKind::GotPc64 => self.field(edge, relative(got()), 8, Fit::Bits, ""),
             EdgeKind::GotOff64 | EdgeKind::PltOff64 => {
                 self.field(edge, s.wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, "")
             }
             EdgeKind::Got64 | EdgeKind::GotPlt64 => {
-                self.field(edge, slot().wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, "")
+                self.field(edge, given_slot().wrapping_add(a).wrapping_sub(got()), 8, Fit::Bits, "")
             }
-            EdgeKind::Got32 => self.field(edge, slot().wrapping_add(a).wrapping_sub(got()), 4, Fit::Signed, ""),
+            EdgeKind::Got32 => self.field(edge, given_slot().wrapping_add(a).wrapping_sub(got()), 4, Fit::Signed, ""),
             EdgeKind::Size32 => {
                 let value = graph.symbol(edge.target).size.wrapping_add(a);
                 self.field(edge, value, 4, Fit::Unsigned, NARROW_HINT)

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 /// Largest alignment in bytes: that of a large page.
 const MAX_ALIGN_BYTES: u64 = 2 << 20;
 
-/// Alignment of unwind information in bytes.
-const EH_FRAME_ALIGN: Align = match Align::new(8) {
+/// Alignment of unwind information in bytes: unwinders read words of four bytes.
+const EH_FRAME_ALIGN: Align = match Align::new(4) {
     Some(align) => align,
     None => unreachable!(),
 };

@@ -6,10 +6,11 @@
 //! 1. [`LinkGraph::discard_comdat`] and [`LinkGraph::externalize`] take out what another object's definition beats.
 //! 2. [`prune`] marks what something live reaches, and [`mark_symbol`] and [`mark_sections`] what turns out to be needed
 //!    for other objects; [`provide`] defines what each object has of its own.
-//! 3. [`build_tables`] adds the GOT, stubs and indexes that live edges need.
+//! 3. [`build_tables`] adds the GOT, stubs and indexes that live edges need, as far as targets are not in reach.
 //! 4. [`lay_out`] gives every live block a place in a segment, [`Together`] those that go together with other objects';
 //!    [`assign`] gives them addresses.
 //! 5. [`LinkGraph::set_address`] and [`LinkGraph::set_tls_address`] for every symbol of [`LinkGraph::externals`].
+//!    If there are [`missing_entries`] then, [`add_entries`] and again from 4.
 //! 6. [`fix_up`] copies each block into working memory and applies its edges there.
 //!
 //! Every pass is a loop over flat arrays or a worklist: nothing recurses, and work is linear in the input.
@@ -32,6 +33,7 @@ mod layout;
 mod parts;
 mod provide;
 mod prune;
+mod reach;
 mod tables;
 mod together;
 mod unwind_index;
@@ -55,5 +57,6 @@ pub use parts::{
 };
 pub use provide::provide;
 pub use prune::{mark_sections, mark_symbol, prune};
+pub use reach::{add_entries, missing_entries};
 pub use tables::build_tables;
 pub use together::Together;

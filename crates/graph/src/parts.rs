@@ -317,6 +317,8 @@ impl Table {
 /// The tables of a graph.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tables {
+    /// Edges, with their blocks, that do without an entry while their targets are in reach.
+    pub(crate) direct: Vec<(BlockId, u32)>,
     /// Addresses, 8 bytes each.
     pub(crate) got: Table,
     /// Jumps through those, 8 bytes each.

@@ -9,6 +9,7 @@ use crate::error::LinkError;
 use crate::graph::LinkGraph;
 use crate::parts::{Place, Scope, SectionKind, Symbol, SymbolType, Table};
 use crate::provide::{TABLE_ALIGN, provide_handle_for_arrays};
+use crate::reach::may_do_without;
 use crate::unwind_index::build_unwind_index;
 use crate::x86_64::{ENTRY_BYTES, FIELD_IS_LAST, STUB, STUB_SLOT_OFFSET, is_branch_field};
 use crate::{BlockId, SymbolId};
@@ -23,20 +24,24 @@ const NOT_LINKED: &str = "a section that is not linked as it is (debug or unwind
 
 /// Builds the tables that the live edges of `graph` need. Call it once, when nothing more becomes live.
 ///
+/// Targets for whose names `is_far` does not hold get no entries that they do without while they are in reach:
+/// [`missing_entries`](crate::missing_entries) says later whether they are.
+///
 /// # Errors
 ///
 /// Fails if something live needs what is not supported: relocations that are not known, the size of what is not known, a
 /// discarded COMDAT group's local symbol, or a thread-local variable as if it were another or the other way round.
-pub fn build_tables(graph: &mut LinkGraph) -> Result<(), LinkError> {
+pub fn build_tables(graph: &mut LinkGraph, is_far: impl Fn(&str) -> bool) -> Result<(), LinkError> {
     refuse_unsupported(graph)?;
     provide_handle_for_arrays(graph);
-    build_unwind_index(graph);
-    end_eh_frame(graph);
     build_ifuncs(graph);
-    let needs_got = collect_entries(graph);
+    let needs_got = collect_entries(graph, is_far);
     build_got(graph, needs_got);
     build_stubs(graph);
     build_tls_slots(graph);
+    // Behind the others: what follows them needs no larger alignment than they.
+    build_unwind_index(graph);
+    end_eh_frame(graph);
     Ok(())
 }
 
@@ -135,22 +140,29 @@ fn build_ifuncs(graph: &mut LinkGraph) {
 }
 
 /// Finds which symbols need a GOT slot or a stub. Returns whether the GOT's address is needed.
-fn collect_entries(graph: &mut LinkGraph) -> bool {
-    let mut needs_got = graph.got_symbol.is_some();
+fn collect_entries(graph: &mut LinkGraph, is_far: impl Fn(&str) -> bool) -> bool {
+    // Code that names the GOT may read what is in it: all of it is there then.
+    let is_whole = graph.got_symbol.is_some();
+    let mut needs_got = is_whole;
     for block in live_blocks(graph) {
         for index in graph.block(block).edges.clone() {
             let edge = graph.edges[index as usize];
             if matches!(edge.kind, EdgeKind::Delta32 | EdgeKind::Delta32Bnd) && is_old_branch(graph, block, &edge) {
                 graph.edges[index as usize].kind = EdgeKind::Branch32;
             }
-            let kind = graph.edges[index as usize].kind;
-            let is_defined = matches!(graph.symbol(edge.target).place, Place::Defined { .. });
-            if kind.is_branch() && !is_defined {
-                graph.tables.stubs.add(edge.target);
-                graph.tables.got.add(edge.target);
-            }
-            if kind.needs_got_slot() {
-                graph.tables.got.add(edge.target);
+            let edge = graph.edges[index as usize];
+            let kind = edge.kind;
+            let has_stub = kind.is_branch() && !matches!(graph.symbol(edge.target).place, Place::Defined { .. });
+            if has_stub || kind.needs_got_slot() {
+                let is_direct = !is_whole && may_do_without(graph, block, &edge);
+                if is_direct && !is_far(graph.symbol_name(edge.target)) {
+                    graph.tables.direct.push((block, index));
+                } else {
+                    graph.tables.got.add(edge.target);
+                    if has_stub {
+                        graph.tables.stubs.add(edge.target);
+                    }
+                }
             }
             needs_got |= kind.needs_got();
             match kind.tls_use() {
@@ -201,7 +213,7 @@ fn push_table(graph: &mut LinkGraph, name: &'static str, table: &Table, kinds: &
     block
 }
 
-fn build_got(graph: &mut LinkGraph, needed: bool) {
+pub(crate) fn build_got(graph: &mut LinkGraph, needed: bool) {
     if !needed {
         return;
     }
@@ -226,7 +238,7 @@ fn build_tls_slots(graph: &mut LinkGraph) {
     }
 }
 
-fn build_stubs(graph: &mut LinkGraph) {
+pub(crate) fn build_stubs(graph: &mut LinkGraph) {
     let (Some(got), false) = (graph.tables.got.block, graph.tables.stubs.targets.is_empty()) else { return };
     let got_start = graph.push_local("", got, 0);
     let targets = graph.tables.stubs.targets.clone();

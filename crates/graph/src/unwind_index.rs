@@ -9,9 +9,8 @@ use crate::eh_frame::FUNCTION_OFFSET;
 use crate::error::LinkError;
 use crate::graph::LinkGraph;
 use crate::parts::{Place, SectionKind};
-use crate::provide::TABLE_ALIGN;
 use crate::{BlockId, Edge};
-use farlink_addr::{ExecutorAddrRange, MemProt};
+use farlink_addr::{Align, ExecutorAddrRange, MemProt};
 
 /// Bytes before the entries: the last four are their number.
 const HEADER_BYTES: usize = farlink_mem::INDEX_LINK_BYTES as usize + 4;
@@ -19,13 +18,19 @@ const HEADER_BYTES: usize = farlink_mem::INDEX_LINK_BYTES as usize + 4;
 /// Bytes of an entry.
 const ENTRY_BYTES: usize = 12;
 
+/// Alignment of an index in bytes: that of its numbers.
+const INDEX_ALIGN: Align = match Align::new(4) {
+    Some(align) => align,
+    None => unreachable!(),
+};
+
 /// Adds the index if there is unwind information that anything live needs.
 pub(crate) fn build_unwind_index(graph: &mut LinkGraph) {
     let count = descriptions(graph).count();
     if count > 0 {
         let bytes = vec![0; HEADER_BYTES + count * ENTRY_BYTES];
         let name = "$__UNWIND_INDEX";
-        graph.unwind_index = Some(graph.push_own(name, SectionKind::Regular, MemProt::READ, bytes, TABLE_ALIGN));
+        graph.unwind_index = Some(graph.push_own(name, SectionKind::Regular, MemProt::READ, bytes, INDEX_ALIGN));
     }
 }
 

@@ -5,8 +5,8 @@
 use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt};
 use farlink_graph::{
     Arch, BlockId, Content, Edge, EdgeKind, GraphBuilder, LinkError, LinkGraph, Linkage, NewSection, Place, Scope,
-    SectionKind, SymbolId, SymbolType, Text, TlsAddress, TlsModule, Together, assign, build_tables, fix_up, lay_out,
-    provide, prune,
+    SectionKind, SymbolId, SymbolType, TableEntry, Text, TlsAddress, TlsModule, Together, add_entries, assign,
+    build_tables, fix_up, lay_out, missing_entries, provide, prune,
 };
 use farlink_mem::{AllocatedSegment, WorkingMemory};
 
@@ -91,7 +91,16 @@ fn link(
     for external in graph.take_new_externals() {
         provide(graph, external);
     }
-    build_tables(graph)?;
+    build_tables(graph, |_| true)?;
+    place(graph, base, addresses)
+}
+
+/// Takes a graph with its tables through the other phases.
+fn place(
+    graph: &mut LinkGraph,
+    base: u64,
+    addresses: &[(&str, u64)],
+) -> Result<Vec<(ExecutorAddrRange, Vec<u8>)>, LinkError> {
     let variables = Together::thread_local(&[graph])?;
     if let Some(variables) = &variables {
         variables.assign(0, graph, ExecutorAddr::NULL);
@@ -251,6 +260,99 @@ fn got_loads_are_relaxed() {
     assert_eq!(run(EdgeKind::RexGotPcRelX, 0x1000, -4), 0xc7);
     assert_eq!(run(EdgeKind::RexGotPcRelX, 1 << 31, -4), 0x8b);
     assert_eq!(run(EdgeKind::RexGotPcRelX, 0, -4), 0x8b);
+}
+
+/// A graph whose code calls `f`, loads the address of `x` and tests that of `y`, in this order, by way of the GOT.
+fn caller_and_loader() -> LinkGraph {
+    let mut maker = Maker::new();
+    let [f, x, y] = ["f", "x", "y"].map(|name| maker.external(name, false));
+    let code = [0xe8, 0, 0, 0, 0, 0x48, 0x8b, 0x05, 0, 0, 0, 0, 0x48, 0x85, 0x05, 0, 0, 0, 0, 0xc3];
+    let edges = vec![
+        edge(1, EdgeKind::Branch32, f, -4),
+        edge(8, EdgeKind::RexGotPcRelX, x, -4),
+        edge(15, EdgeKind::RexGotPcRelX, y, -4),
+    ];
+    let block = maker.section(".text", MemProt::RX, &code, edges);
+    maker.global("main", block);
+    let mut graph = maker.finish();
+    prune(&mut graph, true);
+    graph
+}
+
+/// What is in reach gets no stub and no slot of the GOT, but for instructions that have no other form; what turns out not
+/// to be is named, is not linked without, and is reached by the entries that it is given then. Both ends are exact.
+#[test]
+fn entries_are_for_what_is_far() {
+    const BASE: u64 = 0x7f00_0000_0000;
+    let names = |graph: &LinkGraph, entries: Vec<TableEntry>| -> Vec<String> {
+        entries.iter().map(|entry| graph.symbol_name(entry.target).to_owned()).collect()
+    };
+    // The GOT is in the first page and the code in the second; the distance is that from the end of the instruction.
+    let (call_end, load_end) = (BASE + PAGE + 5, BASE + PAGE + 12);
+    let (most, least) = (i32::MAX as u64, i64::from(i32::MIN));
+    for (f, x, missing) in [
+        (call_end + most, load_end + most, &[][..]),
+        (call_end.wrapping_add_signed(least), load_end.wrapping_add_signed(least), &[]),
+        (call_end + most + 1, load_end, &["f"]),
+        (call_end.wrapping_add_signed(least - 1), load_end, &["f"]),
+        (call_end, load_end + most + 1, &["x"]),
+        (call_end, load_end.wrapping_add_signed(least - 1), &["x"]),
+        (0, 0, &["f", "x"]),
+    ] {
+        let addresses = [("f", f), ("x", x), ("y", BASE)];
+        let mut graph = caller_and_loader();
+        build_tables(&mut graph, |_| false).unwrap();
+        let placed = place(&mut graph, BASE, &addresses);
+        assert_eq!((names(&graph, graph.got_entries()), graph.stubs()), (vec!["y".to_owned()], Vec::new()));
+        let found = missing_entries(&graph);
+        assert_eq!(found.iter().map(|&id| graph.symbol_name(id)).collect::<Vec<_>>(), missing);
+        assert_eq!(placed.is_ok(), missing.is_empty(), "{placed:?}");
+        let segments = match placed {
+            Ok(segments) => segments,
+            Err(_) => {
+                add_entries(&mut graph);
+                assert_eq!(names(&graph, graph.got_entries()), ["y", "f", "x"]);
+                assert_eq!(names(&graph, graph.stubs()), ["f"]);
+                place(&mut graph, BASE, &addresses).unwrap()
+            }
+        };
+        let (got, code) = (&segments[0], &segments[1]);
+        let field = |at: usize| i64::from(i32::from_le_bytes(code.1[at..at + 4].try_into().unwrap()));
+        let slot = |addr: u64| {
+            let at = (addr - got.0.start().as_u64()) as usize;
+            u64::from_le_bytes(got.1[at..at + 8].try_into().unwrap())
+        };
+        let called = call_end.wrapping_add_signed(field(1));
+        if missing.contains(&"f") {
+            let stub = graph.stubs()[0].addr.as_u64();
+            let at = (stub - code.0.start().as_u64()) as usize;
+            assert_eq!((called, slot((stub + 6).wrapping_add_signed(field(at + 2)))), (stub, f));
+        } else {
+            assert_eq!(called, f);
+        }
+        let loaded = load_end.wrapping_add_signed(field(8));
+        let is_load = missing.contains(&"x");
+        assert_eq!(code.1[6], if is_load { 0x8b } else { 0x8d });
+        assert_eq!(if is_load { slot(loaded) } else { loaded }, x);
+        assert_eq!(slot((BASE + PAGE + 19).wrapping_add_signed(field(15))), BASE);
+    }
+}
+
+/// Names that are said to be far have their entries at once, and so has what a weak reference may not find.
+#[test]
+fn entries_of_far_names_are_there_at_once() {
+    let mut graph = caller_and_loader();
+    build_tables(&mut graph, |name| name == "f").unwrap();
+    assert_eq!((graph.got_entries().len(), graph.stubs().len()), (2, 1));
+    let mut maker = Maker::new();
+    let external = maker.external("f", true);
+    let call = vec![edge(1, EdgeKind::Branch32, external, -4)];
+    let block = maker.section(".text", MemProt::RX, &[0xe8, 0, 0, 0, 0, 0xc3], call);
+    maker.global("main", block);
+    let mut graph = maker.finish();
+    prune(&mut graph, true);
+    build_tables(&mut graph, |_| false).unwrap();
+    assert_eq!((graph.got_entries().len(), graph.stubs().len()), (1, 1));
 }
 
 /// Only what something visible reaches is linked, however long the chain to it.
