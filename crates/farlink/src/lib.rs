@@ -81,6 +81,7 @@ mod resolve;
 mod resolved;
 mod runtime;
 mod session;
+mod settle;
 mod state;
 mod stats;
 mod support;

@@ -85,7 +85,7 @@ pub(crate) struct LibraryInner {
     /// Whether programs are linked without definitions that nothing refers to.
     drops_unused: AtomicBool,
     /// Signalled when an object that was being linked is not any more.
-    settled: Condvar,
+    pub(crate) settled: Condvar,
     /// What goes with the library, after its objects.
     kept: Mutex<Vec<Box<dyn Any + Send + Sync>>>,
 }
@@ -97,21 +97,6 @@ impl LibraryInner {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the state and wakes those who wait for an object to settle.
-    pub(crate) fn settle(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.lock());
-        self.settled.notify_all();
-    }
-
-    /// Waits until none of `objects` is being linked; gives the state as it is then.
-    pub(crate) fn wait_settled(&self, objects: &[ObjectId]) -> MutexGuard<'_, State> {
-        let linking = |state: &mut State| {
-            let slot = |object: &ObjectId| state.objects.get(object.0 as usize);
-            objects.iter().filter_map(slot).any(|slot| matches!(slot.state, ObjectState::Linking))
-        };
-        self.settled.wait_while(self.lock(), linking).unwrap_or_else(PoisonError::into_inner)
     }
 }
 

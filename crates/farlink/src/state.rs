@@ -34,6 +34,8 @@ pub(crate) struct State {
     pub(crate) resolved: Resolved,
     /// Names that are out of reach of linked code.
     pub(crate) far: FarNames,
+    /// How many threads wait for objects that others are linking.
+    pub(crate) waiting: usize,
     pub(crate) times: PhaseTimes,
     pub(crate) redirects: Redirects,
     pub(crate) lazy: LazyNames,
