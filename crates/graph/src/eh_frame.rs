@@ -16,7 +16,6 @@ use crate::graph::LinkGraph;
 use crate::parts::{Content, Place, Scope, SectionKind, Text};
 use crate::{BlockId, LinkError, SectionId, SymbolId};
 use farlink_addr::Align;
-use std::collections::HashMap;
 
 /// Bytes of a length.
 const LENGTH_BYTES: u64 = 4;
@@ -84,7 +83,8 @@ fn split(graph: &mut LinkGraph, section: SectionId) -> Result<(), LinkError> {
     // The records replace the section's one block, which is left without bytes.
     let first = graph.blocks.len() as u32;
     graph.sections[section.index()].blocks = first..first;
-    let mut cies: HashMap<u64, SymbolId> = HashMap::new();
+    // By ascending offsets.
+    let mut cies: Vec<(u64, SymbolId)> = Vec::new();
     let mut edges = edges.into_iter().peekable();
     for record in records {
         let content = record_content(graph, whole, &record);
@@ -97,10 +97,13 @@ fn split(graph: &mut LinkGraph, section: SectionId) -> Result<(), LinkError> {
         }
         let id = read_u32(graph.block_content(block), ID_OFFSET as usize).unwrap_or_default();
         if id == 0 {
-            cies.insert(record.start, graph.push_local("", block, 0));
+            cies.push((record.start, graph.push_local("", block, 0)));
         } else {
-            let cie = record.body.checked_sub(u64::from(id)).and_then(|start| cies.get(&start));
-            let cie = *cie.ok_or_else(|| malformed(graph, record.start, "the record's CIE is not before it"))?;
+            let start = record.body.checked_sub(u64::from(id));
+            let cie = start.and_then(|start| cies.binary_search_by_key(&start, |&(offset, _)| offset).ok());
+            let cie = cie
+                .map(|position| cies[position].1)
+                .ok_or_else(|| malformed(graph, record.start, "the record's CIE is not before it"))?;
             keep_with_function(graph, block, &mut own);
             own.push(edge(ID_OFFSET, EdgeKind::CiePointer, cie, 0));
         }

@@ -7,7 +7,7 @@ use crate::prune::is_in_set;
 use crate::{BlockId, SectionId};
 use farlink_addr::{Align, AllocGroup, ExecutorAddr, ExecutorAddrRange, MemProt};
 use farlink_mem::SegmentLayout;
-use std::collections::{BTreeMap, HashMap};
+use foldhash::HashMap;
 
 /// Largest alignment in bytes: that of a large page.
 const MAX_ALIGN_BYTES: u64 = 2 << 20;
@@ -56,7 +56,8 @@ impl Layout {
 /// Fails if sizes add up to more than an address space has,
 /// or an alignment is above 2 MiB.
 pub fn lay_out(graph: &LinkGraph, sets: &[&str]) -> Result<Layout, LinkError> {
-    let mut groups: BTreeMap<AllocGroup, [Vec<BlockId>; PARTS]> = BTreeMap::new();
+    // Few, so that looking through them is quicker than a map.
+    let mut groups: Vec<(AllocGroup, [Vec<BlockId>; PARTS])> = Vec::new();
     for section in in_order(graph) {
         let info = graph.section(section);
         if info.kind == SectionKind::Tls || sets.iter().any(|set| is_in_set(graph, section, set)) {
@@ -68,7 +69,12 @@ pub fn lay_out(graph: &LinkGraph, sets: &[&str]) -> Result<Layout, LinkError> {
                 (false, is_large) => usize::from(is_large) * LARGE_CONTENT_PART,
                 (true, is_large) => ZERO_FILL_PART + usize::from(is_large),
             };
-            groups.entry(info.group).or_default()[part].push(id);
+            let known = groups.iter().position(|&(group, _)| group == info.group);
+            let index = known.unwrap_or_else(|| {
+                groups.push((info.group, Default::default()));
+                groups.len() - 1
+            });
+            groups[index].1[part].push(id);
         }
     }
     let has_variables = |id| {
@@ -76,24 +82,27 @@ pub fn lay_out(graph: &LinkGraph, sets: &[&str]) -> Result<Layout, LinkError> {
     };
     if groups.is_empty() && graph.sections().any(has_variables) {
         // What is done at the end of an object is done when its memory goes.
-        groups.insert(AllocGroup::standard(MemProt::RW), Default::default());
+        groups.push((AllocGroup::standard(MemProt::RW), Default::default()));
     }
+    groups.sort_by_key(|&(group, _)| group);
     let segments =
         groups.into_iter().map(|(group, parts)| place(graph, group, &parts)).collect::<Result<Vec<_>, _>>()?;
     // A segment of nothing but empty sections takes one byte, so that it has an address.
     Ok(Layout { segments })
 }
 
-/// Returns the sections in the object's order, except that those of one name are together, at the first of them.
+/// Returns the sections with live blocks in the object's order, except that those of one name are together, at the first of
+/// them.
 fn in_order(graph: &LinkGraph) -> Vec<SectionId> {
-    let mut firsts: HashMap<&str, SectionId> = HashMap::new();
+    let mut firsts: HashMap<&str, SectionId> = HashMap::default();
     let name = |id| match graph.section(id).kind {
         // Also that of the zero which ends it, and which comes last.
         SectionKind::EhFrame => ".eh_frame",
         _ => graph.section_name(id),
     };
+    let has_live = |&id: &SectionId| graph.section_blocks(id).any(|block| graph.block(block).live);
     let with_first = |id| (*firsts.entry(name(id)).or_insert(id), id);
-    let mut sections: Vec<(SectionId, SectionId)> = graph.sections().map(with_first).collect();
+    let mut sections: Vec<(SectionId, SectionId)> = graph.sections().filter(has_live).map(with_first).collect();
     sections.sort_unstable();
     sections.into_iter().map(|(_, id)| id).collect()
 }
