@@ -280,9 +280,11 @@ fn link_claimed(
     let mut places = place::place(session, claim)?;
     stopwatch.lap("allocate", &mut times.allocate);
     let mut addresses = resolve::resolve(library, claim, &places, batch.names)?;
-    if place::add_missing_entries(library, claim) {
-        drop(places);
-        places = place::place(session, claim)?;
+    // Those that have moved may be out of reach of others then. Not so if all have all entries.
+    for every_object in [false, true] {
+        if !place::add_missing_entries(library, claim, &mut places, every_object)? {
+            break;
+        }
         addresses = resolve::resolve(library, claim, &places, batch.names)?;
     }
     let module = thread_local::place(session, claim)?;

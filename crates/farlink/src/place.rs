@@ -25,14 +25,7 @@ pub(crate) fn place(session: &SessionInner, claim: &mut Claim) -> Result<Places,
     let names: Vec<&str> = claim.sets.iter().map(String::as_str).collect();
     let mut objects = Vec::with_capacity(claim.objects.len());
     for claimed in &mut claim.objects {
-        let traced = session.trace.now();
-        let layout = farlink_graph::lay_out(&claimed.graph, &names)?;
-        let segments = session.apart(layout.segments());
-        let allocation = if segments.is_empty() { None } else { Some(session.memory.allocate(segments).wait()?) };
-        let ranges: Vec<ExecutorAddrRange> = segments_of(&allocation).map(|segment| segment.range).collect();
-        farlink_graph::assign(&mut claimed.graph, &layout, &ranges);
-        objects.push((layout, allocation));
-        session.trace.object("allocate", claimed.graph.name(), traced);
+        objects.push(place_object(session, &mut claimed.graph, &names)?);
     }
     let mut sets = Vec::with_capacity(names.len());
     for name in names {
@@ -51,21 +44,52 @@ pub(crate) fn place(session: &SessionInner, claim: &mut Claim) -> Result<Places,
     Ok(Places { objects, sets })
 }
 
-/// Gives the objects of the batch all entries in their tables if something turns out to be out of reach without, now that
-/// everything has its address. Returns whether it did: then they are to be placed anew.
-pub(crate) fn add_missing_entries(library: &LibraryInner, claim: &mut Claim) -> bool {
-    let mut is_missing = false;
-    for claimed in &claim.objects {
-        let graph = &claimed.graph;
-        for symbol in farlink_graph::missing_entries(graph) {
-            is_missing = true;
-            library.lock().far.add(graph.symbol_name(symbol));
+/// Gives an object its memory and its addresses.
+fn place_object(
+    session: &SessionInner,
+    graph: &mut LinkGraph,
+    sets: &[&str],
+) -> Result<(Layout, Option<InFlightAlloc>), Error> {
+    let traced = session.trace.now();
+    let layout = farlink_graph::lay_out(graph, sets)?;
+    let segments = session.apart(layout.segments());
+    let allocation = if segments.is_empty() { None } else { Some(session.memory.allocate(segments).wait()?) };
+    let ranges: Vec<ExecutorAddrRange> = segments_of(&allocation).map(|segment| segment.range).collect();
+    farlink_graph::assign(graph, &layout, &ranges);
+    session.trace.object("allocate", graph.name(), traced);
+    Ok((layout, allocation))
+}
+
+/// Gives objects of the batch all entries in their tables, and other places, if something turns out to be out of their reach
+/// now that everything has its address: those objects, or else `every_object`. Returns whether there were any.
+pub(crate) fn add_missing_entries(
+    library: &LibraryInner,
+    claim: &mut Claim,
+    places: &mut Places,
+    every_object: bool,
+) -> Result<bool, Error> {
+    let mut positions = Vec::new();
+    for (position, claimed) in claim.objects.iter().enumerate() {
+        let missing = farlink_graph::missing_entries(&claimed.graph);
+        if !missing.is_empty() {
+            positions.push(position);
+            let far = &mut library.lock().far;
+            missing.into_iter().for_each(|symbol| far.add(claimed.graph.symbol_name(symbol)));
         }
     }
-    if is_missing {
-        claim.objects.iter_mut().for_each(|claimed| farlink_graph::add_entries(&mut claimed.graph));
+    let is_missing = !positions.is_empty();
+    if is_missing && every_object {
+        positions = (0..claim.objects.len()).collect();
     }
-    is_missing
+    let names: Vec<&str> = claim.sets.iter().map(String::as_str).collect();
+    for position in positions {
+        let graph = &mut claim.objects[position].graph;
+        farlink_graph::add_entries(graph);
+        // What it had is free before it takes anything else.
+        places.objects[position].1 = None;
+        places.objects[position] = place_object(&library.session, graph, &names)?;
+    }
+    Ok(is_missing)
 }
 
 impl SessionInner {
