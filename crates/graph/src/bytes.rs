@@ -7,7 +7,8 @@ use std::sync::Arc;
 /// Bytes that are cheap to clone and to cut: a whole file, or a part of one, as an archive's member.
 #[derive(Clone)]
 pub struct Bytes {
-    all: Arc<[u8]>,
+    /// Not a slice: that would be a copy of what somebody has read.
+    all: Arc<Vec<u8>>,
     range: Range<usize>,
 }
 
@@ -24,7 +25,7 @@ impl Bytes {
 impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Self {
         let range = 0..bytes.len();
-        Self { all: bytes.into(), range }
+        Self { all: Arc::new(bytes), range }
     }
 }
 
