@@ -234,9 +234,18 @@ pub(crate) fn add(library: &Library, args: &InputArgs, loaded: Vec<Loaded>) -> R
     for (name, addr) in &args.definitions {
         library.define(name, ExecutorAddr::new(*addr))?;
     }
-    for input in loaded {
+    let mut loaded = loaded.into_iter().peekable();
+    while let Some(input) = loaded.next() {
         match input {
-            Loaded::Object { name, bytes } => library.add_object(&name, bytes).map(drop)?,
+            Loaded::Object { name, bytes } => {
+                // Those that follow each other are read at once.
+                let mut objects = vec![(name, bytes)];
+                let is_object = |next: &Loaded| matches!(next, Loaded::Object { .. });
+                while let Some(Loaded::Object { name, bytes }) = loaded.next_if(is_object) {
+                    objects.push((name, bytes));
+                }
+                library.add_objects(objects).map(drop)?;
+            }
             Loaded::Archive { path, bytes } => library.add_archive(&path.display().to_string(), bytes)?,
             Loaded::WholeArchive { path, bytes } => library.add_whole_archive(&path.display().to_string(), bytes)?,
             Loaded::Shared { path } => library.add_shared_library(&path)?,

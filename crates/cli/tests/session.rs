@@ -294,6 +294,31 @@ fn weak_definitions() {
     });
 }
 
+/// Several objects are declared at once, in their order, by as many threads as they are worth; or none of them, if one is
+/// refused, whatever for.
+#[test]
+fn objects_at_once() {
+    let objects = Objects::new();
+    let source = |number| format!("char large_{number}[1500000] = {{1}}; int f_{number}(void) {{ return {number}; }}");
+    let all: Vec<_> = (0..4).map(|number| (format!("{number}.c"), objects.c("f.c", &source(number)))).collect();
+    let same = objects.c("same.c", "int other(void) { return 1; } int f_1(void) { return 2; }");
+    let session = Session::in_process().unwrap();
+    let library = session.create_library("main");
+    for (refused, word) in [(same, "f_1"), (b"text".to_vec(), "bad.c")] {
+        let refused = all.iter().cloned().chain([("bad.c".to_owned(), refused)]);
+        let error = library.add_objects(refused).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+        for name in ["f_0", "f_1", "f_3", "other"] {
+            assert!(matches!(library.lookup(name), Err(Error::Undefined(_))), "{name}");
+        }
+    }
+    assert!(library.add_objects(Vec::<(&str, Vec<u8>)>::new()).unwrap().is_empty());
+    let added = library.add_objects(all).unwrap();
+    assert_eq!([0, 1, 2, 3].map(|number| run(&library, &format!("f_{number}"))), [0, 1, 2, 3]);
+    library.remove(added[2]).unwrap();
+    assert!(library.lookup("f_2").is_err() && library.lookup("f_3").is_ok());
+}
+
 /// Addresses can be defined, and stay what they are.
 #[test]
 fn absolute_symbols() {

@@ -41,6 +41,7 @@ mod guide {
 
 #[doc(hidden)]
 pub mod abi;
+mod adding;
 mod backtrace;
 mod batch;
 mod buffer;

@@ -4,25 +4,21 @@
 //! lookup needs it; then everything that the lookup needs is linked as one batch (see [`crate::batch`]).
 
 use crate::batch::{self, Batch};
-use crate::parallel;
 use crate::session::{Session, SessionInner};
-use crate::state::{LibraryArchive, LinkedObject, ObjectSlot, ObjectState, State};
+use crate::state::{LinkedObject, ObjectSlot, ObjectState, State};
 use crate::table::{Definition, Strength};
 use crate::{Error, PhaseTimes};
 use farlink_addr::{AllocGroup, ExecutorAddr, ExecutorAddrRange};
-use farlink_elf::{Archive, InputKind};
-use farlink_graph::{Bytes, LinkGraph};
+use farlink_graph::LinkGraph;
 use farlink_mem::FinalizedAlloc;
 use farlink_wire::msg::MainCall;
 use farlink_wire::sps::Blob;
 use std::any::Any;
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 /// A set of definitions in a [`Session`](crate::Session), and where else to look for what they refer to. Cheap to
 /// clone.
@@ -60,6 +56,10 @@ pub struct ObjectMemory {
 }
 
 impl Object {
+    pub(crate) fn new(id: ObjectId, serial: u64) -> Self {
+        Self { id, serial }
+    }
+
     pub(crate) fn id(self) -> ObjectId {
         self.id
     }
@@ -136,84 +136,6 @@ impl Library {
     /// entry on: what GNU ld's `--gc-sections` keeps is kept. Only what is linked can be looked up afterwards.
     pub fn drop_unused(&self) {
         self.inner.drops_unused.store(true, Ordering::Relaxed);
-    }
-
-    /// Declares a relocatable object. `name` is what errors call it.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the bytes are not an object that can be linked, or if it defines a symbol that another object of the
-    /// library defines too, unless one of the definitions is weak.
-    pub fn add_object(&self, name: &str, bytes: impl Into<Bytes>) -> Result<Object, Error> {
-        let trace = &self.inner.session.trace;
-        let (start, traced) = (Instant::now(), trace.now());
-        let graph = farlink_elf::parse_object(name, bytes.into())?;
-        trace.object("parse", name, traced);
-        let mut state = self.inner.lock();
-        let id = state.declare(graph)?;
-        state.times.parse += start.elapsed();
-        let serial = state.object(id).serial;
-        Ok(Object { id, serial })
-    }
-
-    /// Declares a graph that has not been read from an object: one that a compiler has built without writing a file.
-    ///
-    /// # Errors
-    ///
-    /// Fails if it defines a symbol that another object of the library defines too, unless one of the definitions is weak.
-    pub fn add_graph(&self, mut graph: LinkGraph) -> Result<Object, Error> {
-        graph.keep_pristine();
-        let mut state = self.inner.lock();
-        let id = state.declare(graph)?;
-        let serial = state.object(id).serial;
-        Ok(Object { id, serial })
-    }
-
-    /// Adds an archive, whose members are declared when something refers to what they define.
-    ///
-    /// `name` is what errors call it. Members of a thin archive are files beside it: for one, `name` has to be its
-    /// path.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the bytes are not an archive.
-    pub fn add_archive(&self, name: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
-        let start = Instant::now();
-        let archive = Archive::parse(name, bytes.into())?;
-        let mut state = self.inner.lock();
-        state.archives.push(LibraryArchive { archive, loaded: HashSet::new() });
-        state.times.parse += start.elapsed();
-        Ok(())
-    }
-
-    /// Declares all objects of an archive, whether anything refers to them or not.
-    ///
-    /// `name` is as for [`Self::add_archive`].
-    ///
-    /// # Errors
-    ///
-    /// Fails if the bytes are not an archive, or as [`Self::add_object`] does for one of its members; then those before it
-    /// are declared.
-    pub fn add_whole_archive(&self, name: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
-        let (start, bytes) = (Instant::now(), bytes.into());
-        let threads = parallel::threads_for(bytes.len() as u64);
-        let archive = Archive::parse(name, bytes)?;
-        let members: Vec<_> = archive.members().collect();
-        let parse = |number: usize| {
-            let (trace, traced) = (&self.inner.session.trace, self.inner.session.trace.now());
-            let (name, bytes) = archive.member(members[number])?;
-            if farlink_elf::identify(&bytes) != InputKind::Relocatable {
-                return Ok(None);
-            }
-            let graph = farlink_elf::parse_object(&name, bytes)?;
-            trace.object("parse", &name, traced);
-            Ok(Some(graph))
-        };
-        let (graphs, error) = parallel::map(members.len(), threads, parse);
-        let mut state = self.inner.lock();
-        graphs.into_iter().flatten().try_for_each(|graph| state.declare(graph).map(drop))?;
-        state.times.parse += start.elapsed();
-        error.map_or(Ok(()), Err)
     }
 
     /// Opens a shared library in the executor and makes its symbols known to this library.
