@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// The most that is spent on looking, in nanoseconds: a few times what sleeping and being woken take.
 const MAX_NANOS: u32 = 50_000;
 
+/// The same for the first waits, until one takes longer: a session that begins is busy with what has just been asked.
+const FIRST_NANOS: u32 = 200_000;
+
 /// Less than this is not worth beginning with, in nanoseconds.
 const MIN_NANOS: u32 = 1_000;
 
@@ -24,8 +27,7 @@ pub(super) struct Spin {
 
 impl Default for Spin {
     fn default() -> Self {
-        // A session that begins is busy: one end waits for what the other has just been asked.
-        Self { nanos: AtomicU32::new(MAX_NANOS) }
+        Self { nanos: AtomicU32::new(FIRST_NANOS) }
     }
 }
 
@@ -47,7 +49,7 @@ impl Spin {
         }
         let begun = Instant::now();
         if can_pay && limit != 0 && looks_until(begun + Duration::from_nanos(u64::from(limit)), is_ready, stop) {
-            self.nanos.store(MAX_NANOS, Ordering::Relaxed);
+            self.nanos.store(limit.max(MAX_NANOS), Ordering::Relaxed);
             return;
         }
         sleep(stop);
