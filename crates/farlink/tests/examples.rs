@@ -85,5 +85,5 @@ fn plugin_host() {
     let text = output(&mut example("plugin_host"));
     assert!(text.contains("count: 7, reported 28"), "{text}");
     assert!(text.contains("crash: ") && text.contains("SIGSEGV at the address 0x7"), "{text}");
-    assert!(text.contains("stuck: ") && text.contains("time"), "{text}");
+    assert!(text.contains("stuck: ") && text.contains("did not return within 1s"), "{text}");
 }
