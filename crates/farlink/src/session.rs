@@ -238,15 +238,16 @@ impl SessionBuilder {
         let directories = crate::runtime::directory_actions(&executor);
         let hardening = self.hardening();
         let memory = MemoryManager::with_directories(mapper, self.reservation_bytes.min(most), directories);
+        // What a socket seems to be may be carried elsewhere; where memory is shared, descriptors do get through.
+        let passes_descriptors = matches!(connection, Connection::Process(_)) || self.memory == Memory::Shared;
+        let wants_reports = passes_descriptors && !matches!(connection, Connection::InProcess | Connection::Pool(_));
+        // First, so that the executor has something to do while memory is made for it.
+        let reporter = if wants_reports { Reporter::new(&executor) } else { None };
         // Not where it would have a name, which somebody has to remove.
         let is_nameless = self.memory == Memory::Shared && executor.offers(SHARED_MAP);
         if is_nameless && matches!(connection, Connection::Process(_)) && !self.observed.wants_private_code() {
             memory.reserve_ahead();
         }
-        // What a socket seems to be may be carried elsewhere; where memory is shared, descriptors do get through.
-        let passes_descriptors = matches!(connection, Connection::Process(_)) || self.memory == Memory::Shared;
-        let wants_reports = passes_descriptors && !matches!(connection, Connection::InProcess | Connection::Pool(_));
-        let reporter = if wants_reports { Reporter::new(&executor) } else { None };
         let runtime = Runtime::new(executor, self.protocol_timeout);
         if self.observed.shows_debuggers {
             runtime.allow_debuggers()?;
