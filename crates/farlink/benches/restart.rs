@@ -1,7 +1,7 @@
 //! From the death of an executor to the first call of a function in the one that takes its place, and what executors that
 //! share linked code take of memory.
 //!
-//! `FARLINK_EXECUTOR=target/release/farlink-executor cargo bench -p farlink --bench restart`
+//! `FARLINK_EXECUTOR=$PWD/target/release/farlink-executor cargo bench -p farlink --bench restart`
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
 

@@ -1,6 +1,6 @@
 //! From nothing to the first call of a linked function, beside the start and the end of a native process.
 //!
-//! `FARLINK_EXECUTOR=target/release/farlink-executor cargo bench -p farlink --bench start`; without the variable, the
+//! `FARLINK_EXECUTOR=$PWD/target/release/farlink-executor cargo bench -p farlink --bench start`; without the variable, the
 //! executor is a copy of this program, which is larger.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
