@@ -6,9 +6,9 @@ use crate::error::Error;
 use crate::rust::{self, LinkInput};
 use crate::script;
 use crate::signals::Signals;
-use farlink::Library;
 use farlink::addr::ExecutorAddr;
 use farlink::elf::{InputKind, Needs, check_shared_object, identify};
+use farlink::{Library, ParsedObjects};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,6 +46,8 @@ pub(crate) enum Loaded {
         name: String,
         bytes: Vec<u8>,
     },
+    /// Objects that have been read.
+    Parsed(ParsedObjects),
     Archive {
         path: PathBuf,
         bytes: Vec<u8>,
@@ -229,23 +231,33 @@ pub(crate) fn add_needed(library: &Library, as_needed: &[PathBuf]) -> Result<boo
     Ok(!paths.is_empty() || opened > 0)
 }
 
+/// Reads the objects of what was loaded, those at once that follow each other.
+pub(crate) fn parse(loaded: Vec<Loaded>) -> Result<Vec<Loaded>, Error> {
+    let mut loaded = loaded.into_iter().peekable();
+    let mut parsed = Vec::new();
+    while let Some(input) = loaded.next() {
+        let Loaded::Object { name, bytes } = input else {
+            parsed.push(input);
+            continue;
+        };
+        let mut objects = vec![(name, bytes)];
+        while let Some(Loaded::Object { name, bytes }) = loaded.next_if(|next| matches!(next, Loaded::Object { .. })) {
+            objects.push((name, bytes));
+        }
+        parsed.push(Loaded::Parsed(ParsedObjects::parse(objects)?));
+    }
+    Ok(parsed)
+}
+
 /// Gives a library everything that was loaded, and the definitions of the command line.
 pub(crate) fn add(library: &Library, args: &InputArgs, loaded: Vec<Loaded>) -> Result<(), Error> {
     for (name, addr) in &args.definitions {
         library.define(name, ExecutorAddr::new(*addr))?;
     }
-    let mut loaded = loaded.into_iter().peekable();
-    while let Some(input) = loaded.next() {
+    for input in loaded {
         match input {
-            Loaded::Object { name, bytes } => {
-                // Those that follow each other are read at once.
-                let mut objects = vec![(name, bytes)];
-                let is_object = |next: &Loaded| matches!(next, Loaded::Object { .. });
-                while let Some(Loaded::Object { name, bytes }) = loaded.next_if(is_object) {
-                    objects.push((name, bytes));
-                }
-                library.add_objects(objects).map(drop)?;
-            }
+            Loaded::Object { name, bytes } => library.add_object(&name, bytes).map(drop)?,
+            Loaded::Parsed(objects) => library.add_parsed(objects).map(drop)?,
             Loaded::Archive { path, bytes } => library.add_archive(&path.display().to_string(), bytes)?,
             Loaded::WholeArchive { path, bytes } => library.add_whole_archive(&path.display().to_string(), bytes)?,
             Loaded::Shared { path } => library.add_shared_library(&path)?,

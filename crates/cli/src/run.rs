@@ -4,14 +4,13 @@ use crate::args::{Address, MemoryArg, RunArgs};
 use crate::compile::Language;
 use crate::debugger;
 use crate::error::Error;
-use crate::inputs;
+use crate::inputs::{self, Loaded};
 use crate::map::Map;
 use crate::progress::{self, Progress};
 use crate::signals::Signals;
 use crate::start::ExitCode;
 use crate::stats;
 use crate::trace::{self, Trace};
-use farlink::elf::Needs;
 use farlink::{Library, Session, SessionBuilder};
 use std::ffi::OsString;
 use std::fs::File;
@@ -28,8 +27,8 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
     let map_file = args.map.as_ref().map(|(path, _)| output_file(path)).transpose()?;
     let loaded = inputs::load(&args.input, &signals)?;
     clock.lap("load inputs");
-    let session = session(&args, inputs::needs(&loaded))?;
     let as_needed = inputs::as_needed(&loaded);
+    let (session, loaded) = session(&args, loaded)?;
     clock.lap("start executor");
     let library = session.create_library("main");
     if args.gc_sections || inputs::has_rust_program(&args.input) {
@@ -78,7 +77,11 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Error> {
 /// Bytes of thread-local variables that every process has room for.
 const USUAL_TLS_BYTES: u64 = 512;
 
-fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
+/// Begins the session, and reads the inputs, while the executor starts if one does.
+fn session(args: &RunArgs, loaded: Vec<Loaded>) -> Result<(Session, Vec<Loaded>), Error> {
+    let needs = inputs::needs(&loaded);
+    // The session sees how long each object takes to read, if somebody wants to know.
+    let parse = || if args.trace.is_some() { Ok(loaded) } else { inputs::parse(loaded) };
     let (traces, maps) = (args.trace.is_some(), args.map.is_some());
     let builder = Session::builder()
         .low_memory(needs.low_memory)
@@ -88,7 +91,7 @@ fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
     let builder = args.perf.into_iter().fold(builder, |builder, form| builder.perf(form.into()));
     let builder = builder.tell_progress(progress::is_wanted());
     if args.in_process {
-        return Ok(builder.in_process()?);
+        return Ok((builder.in_process()?, parse()?));
     }
     let shares_by_default = !matches!(args.connect, Some(Address::Tcp(_) | Address::Command(_)));
     let default = if shares_by_default { MemoryArg::Shared } else { MemoryArg::Remote };
@@ -96,7 +99,7 @@ fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
     let builder = builder.memory(args.memory.unwrap_or(default).into()).static_tls_bytes(static_tls_bytes);
     let builder = builder.harden(args.harden || args.sandbox).sandbox(args.sandbox);
     if let Some(address) = &args.connect {
-        return connect(builder, address, args.secret_file.as_deref());
+        return Ok((connect(builder, address, args.secret_file.as_deref())?, parse()?));
     }
     let builder = match &args.executor {
         Some(path) => builder.executor(path, Vec::new()),
@@ -104,7 +107,10 @@ fn session(args: &RunArgs, needs: Needs) -> Result<Session, Error> {
         None => builder
             .executor(std::env::current_exe().map_err(Error::NoSelf)?, vec![farlink::executor::EXECUTOR_ARG.into()]),
     };
-    Ok(builder.spawn()?)
+    let (session, parsed) = builder.spawn_while(parse);
+    // What is wrong with the inputs is said first: it is what somebody can mend.
+    let parsed = parsed.transpose()?;
+    Ok((session?, parsed.unwrap_or_default()))
 }
 
 /// Talks to an executor that is there, or that a command brings.

@@ -7,7 +7,7 @@ mod common;
 
 use common::{compile, tool};
 use farlink::addr::ExecutorAddr;
-use farlink::{Error, Library, Memory, Session};
+use farlink::{Error, Library, Memory, ParsedObjects, Session};
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -317,6 +317,32 @@ fn objects_at_once() {
     assert_eq!([0, 1, 2, 3].map(|number| run(&library, &format!("f_{number}"))), [0, 1, 2, 3]);
     library.remove(added[2]).unwrap();
     assert!(library.lookup("f_2").is_err() && library.lookup("f_3").is_ok());
+}
+
+/// Objects are read while an executor starts, and what is wrong with them or with it is told; a program that cannot be
+/// started leaves nothing to wait for.
+#[test]
+fn objects_read_meanwhile() {
+    let objects = Objects::new();
+    let (one, two) =
+        (objects.c("one.c", "int one(void) { return 1; }"), objects.c("two.c", "int two(void) { return 2; }"));
+    let builder = || Session::builder().executor(env!("CARGO_BIN_EXE_farlink"), vec!["executor".into()]);
+    let (session, parsed) = builder().spawn_while(|| ParsedObjects::parse([("one.c", one), ("two.c", two)]));
+    let (session, parsed) = (session.unwrap(), parsed.unwrap().unwrap());
+    let library = session.create_library("main");
+    assert_eq!(library.add_parsed(parsed).unwrap().len(), 2);
+    assert_eq!([run(&library, "one"), run(&library, "two")], [1, 2]);
+    let again = ParsedObjects::parse([("again.c", objects.c("again.c", "int two(void) { return 3; }"))]).unwrap();
+    assert!(library.add_parsed(again).unwrap_err().to_string().contains("two"));
+
+    let (session, parsed) = builder().spawn_while(|| ParsedObjects::parse([("text", b"text".to_vec())]));
+    assert!(session.is_ok() && parsed.unwrap().unwrap_err().to_string().contains("text"));
+    let (session, worked) = Session::builder().executor("/nowhere/executor", Vec::new()).spawn_while(|| ());
+    assert!(matches!(session, Err(Error::Spawn { .. })) && worked.is_none());
+    let (session, worked) = Session::builder().executor("/bin/true", Vec::new()).spawn_while(|| 7);
+    assert!(session.is_err() && worked == Some(7));
+    let (session, worked) = builder().executors(2).spawn_while(|| 7);
+    assert!(session.is_ok() && worked == Some(7));
 }
 
 /// Addresses can be defined, and stay what they are.

@@ -7,11 +7,47 @@ use crate::state::{LibraryArchive, State};
 use farlink_elf::{Archive, InputKind};
 use farlink_graph::{Bytes, LinkGraph};
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn declare(state: &mut State, graph: LinkGraph) -> Result<Object, Error> {
     let id = state.declare(graph)?;
     Ok(Object::new(id, state.object(id).serial))
+}
+
+/// Objects that have been read, for [`Library::add_parsed`]. Reading wants no session.
+#[derive(Debug)]
+pub struct ParsedObjects {
+    graphs: Vec<LinkGraph>,
+    /// What reading took.
+    time: Duration,
+}
+
+impl ParsedObjects {
+    /// Reads objects, each with the name that errors call it: those of several MiB by as many threads as there are processors.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the bytes of one of them are not an object that can be linked.
+    pub fn parse<N: AsRef<str> + Sync, B: Into<Bytes>>(
+        objects: impl IntoIterator<Item = (N, B)>,
+    ) -> Result<Self, Error> {
+        Self::parse_by(objects, |name, bytes| Ok(farlink_elf::parse_object(name, bytes)?))
+    }
+
+    fn parse_by<N: AsRef<str> + Sync, B: Into<Bytes>>(
+        objects: impl IntoIterator<Item = (N, B)>,
+        parse: impl Fn(&str, Bytes) -> Result<LinkGraph, Error> + Sync,
+    ) -> Result<Self, Error> {
+        let start = Instant::now();
+        let objects: Vec<(N, Bytes)> = objects.into_iter().map(|(name, bytes)| (name, bytes.into())).collect();
+        let bytes = objects.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let parse = |number: usize| {
+            let (name, bytes) = &objects[number];
+            parse(name.as_ref(), bytes.clone())
+        };
+        let (graphs, error) = parallel::map(objects.len(), parallel::threads_for(bytes), parse);
+        error.map_or(Ok(Self { graphs, time: start.elapsed() }), Err)
+    }
 }
 
 impl Library {
@@ -42,23 +78,27 @@ impl Library {
         &self,
         objects: impl IntoIterator<Item = (N, B)>,
     ) -> Result<Vec<Object>, Error> {
-        let start = Instant::now();
-        let objects: Vec<(N, Bytes)> = objects.into_iter().map(|(name, bytes)| (name, bytes.into())).collect();
-        let bytes = objects.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let trace = &self.inner().session.trace;
-        let parse = |number: usize| {
-            let ((name, bytes), traced) = (&objects[number], trace.now());
-            let graph = farlink_elf::parse_object(name.as_ref(), bytes.clone())?;
-            trace.object("parse", name.as_ref(), traced);
-            Ok::<_, Error>(graph)
-        };
-        let (graphs, error) = parallel::map(objects.len(), parallel::threads_for(bytes), parse);
-        if let Some(error) = error {
-            return Err(error);
-        }
+        let parsed = ParsedObjects::parse_by(objects, |name, bytes| {
+            let traced = trace.now();
+            let graph = farlink_elf::parse_object(name, bytes)?;
+            trace.object("parse", name, traced);
+            Ok(graph)
+        });
+        self.add_parsed(parsed?)
+    }
+
+    /// Declares objects that have been read before, maybe while the executor was starting: see
+    /// [`SessionBuilder::spawn_while`](crate::SessionBuilder::spawn_while).
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::add_objects`].
+    pub fn add_parsed(&self, objects: ParsedObjects) -> Result<Vec<Object>, Error> {
+        let start = Instant::now();
         let mut state = self.inner().lock();
-        let mut declared = Vec::with_capacity(graphs.len());
-        for graph in graphs {
+        let mut declared = Vec::with_capacity(objects.graphs.len());
+        for graph in objects.graphs {
             match declare(&mut state, graph) {
                 Ok(object) => declared.push(object),
                 Err(error) => {
@@ -67,7 +107,7 @@ impl Library {
                 }
             }
         }
-        state.times.parse += start.elapsed();
+        state.times.parse += objects.time + start.elapsed();
         Ok(declared)
     }
 

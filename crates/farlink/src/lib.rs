@@ -92,6 +92,7 @@ mod thread_local;
 mod trace;
 
 pub use abi::{CField, CResult, CType, CValue};
+pub use adding::ParsedObjects;
 pub use backtrace::Frame;
 pub use batch::PhaseTimes;
 pub use buffer::SharedBuffer;

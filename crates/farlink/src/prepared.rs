@@ -131,7 +131,7 @@ impl Prepared {
             return Err(asked.map(drop).expect_err("it has just been one"));
         }
         let child = self.adopt(asked?, &connection)?;
-        let (process, info) = Process::watch(child, transport, &self.program, handler, options)?;
+        let (process, info) = Process::watch(child, transport, &self.program, handler, options, || {})?;
         let mut children = self.children();
         children.retain(|(_, watch)| watch.strong_count() > 0);
         children.push((process.id(), Arc::downgrade(process.watched())));

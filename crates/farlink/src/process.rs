@@ -197,11 +197,12 @@ impl Watch {
 }
 
 impl Process {
-    /// Starts `program` and waits until it has introduced itself.
+    /// Starts `program` and waits until it has introduced itself, doing `work` meanwhile.
     pub(crate) fn start(
         program: &Program,
         handler: Arc<dyn Handler>,
         options: Options,
+        work: impl FnOnce(),
     ) -> Result<(Self, ExecutorInfo), Error> {
         let (ours, theirs) = socket_pair(SocketType::STREAM)?;
         let mut transport = Transport::from_socket(ours).map_err(|error| Error::Connect(Arc::new(error)))?;
@@ -209,7 +210,7 @@ impl Process {
         let offers_ring = options.shared_ring && program.is_own();
         let ring = offers_ring.then(|| transport.offer_ring().ok()).flatten();
         let child = program.start(theirs, ring, &[])?;
-        Self::watch(child, Ok(transport), &program.path.display().to_string(), handler, options)
+        Self::watch(child, Ok(transport), &program.path.display().to_string(), handler, options, work)
     }
 
     /// Runs a shell command that is an executor on its standard streams, and waits until it has introduced itself.
@@ -226,22 +227,25 @@ impl Process {
         let (read, write) = streams.ok_or_else(|| failed(std::io::ErrorKind::BrokenPipe.into()))?;
         // Dropping the shell's handle neither ends it nor waits for it.
         let child = Child(Pid::from_child(&child));
-        Self::watch(child, Transport::from_fds(read.into(), write.into()), command, handler, options)
+        Self::watch(child, Transport::from_fds(read.into(), write.into()), command, handler, options, || {})
     }
 
-    /// Waits until a child has introduced itself over `transport`. From then on it is watched.
+    /// Waits until a child has introduced itself over `transport`, doing `work` meanwhile. From then on it is watched.
     pub(crate) fn watch(
         child: Child,
         transport: std::io::Result<Transport>,
         name: &str,
         handler: Arc<dyn Handler>,
         options: Options,
+        work: impl FnOnce(),
     ) -> Result<(Self, ExecutorInfo), Error> {
         let pid = child.0;
         // The thread starts while the child does. It gets the child when there is something to close.
         let started = Watch::start(|watched: Endpoint, how| {
             watched.close(Disconnected::ProcessEnded(format!("the executor {how}")));
         });
+        // A child whose connection goes ends by itself.
+        work();
         let connect_error = |error| Error::Connect(Arc::new(error));
         let connected = started.and_then(|started| Ok((started, transport?))).map_err(connect_error);
         let connected = connected.and_then(|(started, transport)| {

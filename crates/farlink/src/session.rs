@@ -147,14 +147,31 @@ impl SessionBuilder {
     ///
     /// Fails if the program cannot be started, or does not introduce itself as an executor.
     pub fn spawn(self) -> Result<Session, Error> {
+        self.spawn_doing(|| {})
+    }
+
+    /// As [`Self::spawn`], doing `work` while the executor starts, which takes the better part of a millisecond: reading
+    /// [objects](crate::ParsedObjects), for one. Gives what came of that too; none if the program could not be started.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::spawn`].
+    pub fn spawn_while<T>(self, work: impl FnOnce() -> T) -> (Result<Session, Error>, Option<T>) {
+        let mut done = None;
+        let session = self.spawn_doing(|| done = Some(work()));
+        (session, done)
+    }
+
+    fn spawn_doing(self, work: impl FnOnce()) -> Result<Session, Error> {
         let mut program = self.program.clone().map_or_else(Program::find, Ok)?;
         program.static_tls_bytes = self.static_tls_bytes;
         program.is_hardened = self.hardening().is_wanted;
         if self.is_pool() {
+            work();
             return self.spawn_pool(&program);
         }
         let callbacks = Arc::<Callbacks>::default();
-        let started = Process::start(&program, callbacks.clone(), self.options.clone())?;
+        let started = Process::start(&program, callbacks.clone(), self.options.clone(), work)?;
         self.with_process(started, callbacks, &program.path.display().to_string())
     }
 
