@@ -2,13 +2,12 @@
 //!
 //! A program that is linked with `libgcc_s` pays for that at every start, as much as a sixth of what the system and the
 //! dynamic linker do for a small one. All that Rust's standard library wants of it are a few functions, for panics and
-//! backtraces. Where [`unwinder_when_needed`](crate::unwinder_when_needed) defines them, as jumps through a table that is
-//! filled by the first that is taken, the linker leaves the library out, and linked code still shares one unwinder with
-//! the process: the same library, later.
+//! backtraces. Where [`unwinder_when_needed`](crate::unwinder_when_needed) defines them, as jumps that find where they lead
+//! when they are first taken, the linker leaves the library out, and linked code still shares one unwinder with the process:
+//! the same library, later.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Returns the handle of libgcc's library, loading it if it is not there. Null if it cannot be had.
 pub(crate) fn load() -> *mut c_void {
@@ -30,38 +29,19 @@ pub(crate) fn function(name: &CStr) -> *mut c_void {
     unsafe { libc::dlsym(library, name.as_ptr()) }
 }
 
-/// What [`unwinder_when_needed`](crate::unwinder_when_needed) defines, in the order of [`FUNCTIONS`].
-const NAMES: [&CStr; 14] = [
-    c"_Unwind_Backtrace",
-    c"_Unwind_DeleteException",
-    c"_Unwind_FindEnclosingFunction",
-    c"_Unwind_GetCFA",
-    c"_Unwind_GetDataRelBase",
-    c"_Unwind_GetIP",
-    c"_Unwind_GetIPInfo",
-    c"_Unwind_GetLanguageSpecificData",
-    c"_Unwind_GetRegionStart",
-    c"_Unwind_GetTextRelBase",
-    c"_Unwind_RaiseException",
-    c"_Unwind_Resume",
-    c"_Unwind_SetGR",
-    c"_Unwind_SetIP",
-];
-
-/// Where the jumps lead. Null before the first.
-#[doc(hidden)]
-pub static FUNCTIONS: [AtomicPtr<c_void>; NAMES.len()] = [const { AtomicPtr::new(std::ptr::null_mut()) }; NAMES.len()];
-
-/// Fills the table; gives the function at this position of it. Ends the process if there is none: something is being
+/// Returns the function of the unwinder's that a jump is named after. Ends the process if there is none: something is being
 /// thrown, and cannot be.
+///
+/// # Safety
+///
+/// The name must be a C string.
 #[doc(hidden)]
-pub extern "C" fn find_functions(position: usize) -> *mut c_void {
-    for (name, place) in NAMES.iter().zip(&FUNCTIONS) {
-        place.store(function(name), Ordering::Relaxed);
-    }
-    let found = FUNCTIONS[position].load(Ordering::Relaxed);
+pub unsafe extern "C" fn find_function(name: *const c_char) -> *mut c_void {
+    // SAFETY: it is a C string (caller).
+    let name = unsafe { CStr::from_ptr(name) };
+    let found = function(name);
     if found.is_null() {
-        eprintln!("{} of libgcc_s.so.1, which unwinds stacks, cannot be found", NAMES[position].to_string_lossy());
+        eprintln!("{} of libgcc_s.so.1, which unwinds stacks, cannot be found", name.to_string_lossy());
         std::process::abort();
     }
     found
@@ -82,25 +62,32 @@ macro_rules! unwinder_when_needed {
             // A jump leaves stack and registers as the caller has made them, so that the unwinder finds the caller where it
             // looks. Only r11 is changed, as in any call between libraries.
             ::core::arch::global_asm!(
-                ".macro farlink_unwinder_jump name, position",
+                ".macro farlink_unwinder_jump name",
+                // Where the jump leads, null before the first time; and the name.
+                ".pushsection .data.\\name,\"aw\",@progbits",
+                ".p2align 3",
+                ".Lfarlink_\\name:",
+                ".quad 0",
+                ".asciz \"\\name\"",
+                ".popsection",
                 ".pushsection .text.\\name,\"ax\",@progbits",
                 ".globl \\name",
                 ".hidden \\name",
                 ".type \\name, @function",
                 "\\name:",
                 ".cfi_startproc",
-                "mov r11, [rip + {functions} + 8 * \\position]",
+                "mov r11, [rip + .Lfarlink_\\name]",
                 "test r11, r11",
                 "jz 2f",
                 "jmp r11",
                 "2:",
-                "mov r11d, \\position",
+                "lea r11, [rip + .Lfarlink_\\name]",
                 "jmp .Lfarlink_find_unwinder",
                 ".cfi_endproc",
                 ".size \\name, . - \\name",
                 ".popsection",
                 ".endm",
-                // Calls with the position in r11, keeping the arguments of the function that is to be called.
+                // Finds the function, keeping the arguments that it is to be called with.
                 ".pushsection .text.farlink_find_unwinder,\"ax\",@progbits",
                 ".Lfarlink_find_unwinder:",
                 ".cfi_startproc",
@@ -113,8 +100,14 @@ macro_rules! unwinder_when_needed {
                 "push rsi",
                 "push rdx",
                 "push rcx",
-                "mov edi, r11d",
+                // Twice, so that the stack is aligned.
+                "push r11",
+                "push r11",
+                "lea rdi, [r11 + 8]",
                 "call {find}",
+                "pop r11",
+                "pop r11",
+                "mov [r11], rax",
                 "mov r11, rax",
                 "pop rcx",
                 "pop rdx",
@@ -125,23 +118,22 @@ macro_rules! unwinder_when_needed {
                 "jmp r11",
                 ".cfi_endproc",
                 ".popsection",
-                "farlink_unwinder_jump _Unwind_Backtrace, 0",
-                "farlink_unwinder_jump _Unwind_DeleteException, 1",
-                "farlink_unwinder_jump _Unwind_FindEnclosingFunction, 2",
-                "farlink_unwinder_jump _Unwind_GetCFA, 3",
-                "farlink_unwinder_jump _Unwind_GetDataRelBase, 4",
-                "farlink_unwinder_jump _Unwind_GetIP, 5",
-                "farlink_unwinder_jump _Unwind_GetIPInfo, 6",
-                "farlink_unwinder_jump _Unwind_GetLanguageSpecificData, 7",
-                "farlink_unwinder_jump _Unwind_GetRegionStart, 8",
-                "farlink_unwinder_jump _Unwind_GetTextRelBase, 9",
-                "farlink_unwinder_jump _Unwind_RaiseException, 10",
-                "farlink_unwinder_jump _Unwind_Resume, 11",
-                "farlink_unwinder_jump _Unwind_SetGR, 12",
-                "farlink_unwinder_jump _Unwind_SetIP, 13",
+                "farlink_unwinder_jump _Unwind_Backtrace",
+                "farlink_unwinder_jump _Unwind_DeleteException",
+                "farlink_unwinder_jump _Unwind_FindEnclosingFunction",
+                "farlink_unwinder_jump _Unwind_GetCFA",
+                "farlink_unwinder_jump _Unwind_GetDataRelBase",
+                "farlink_unwinder_jump _Unwind_GetIP",
+                "farlink_unwinder_jump _Unwind_GetIPInfo",
+                "farlink_unwinder_jump _Unwind_GetLanguageSpecificData",
+                "farlink_unwinder_jump _Unwind_GetRegionStart",
+                "farlink_unwinder_jump _Unwind_GetTextRelBase",
+                "farlink_unwinder_jump _Unwind_RaiseException",
+                "farlink_unwinder_jump _Unwind_Resume",
+                "farlink_unwinder_jump _Unwind_SetGR",
+                "farlink_unwinder_jump _Unwind_SetIP",
                 ".purgem farlink_unwinder_jump",
-                functions = sym $crate::unwinder::FUNCTIONS,
-                find = sym $crate::unwinder::find_functions,
+                find = sym $crate::unwinder::find_function,
             );
         }
     };
